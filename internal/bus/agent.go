@@ -1,0 +1,232 @@
+package bus
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+func constantTimeEqual(a, b string) bool {
+	return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
+}
+
+// AgentOptions says how a host agent reaches the bus.
+type AgentOptions struct {
+	Host  fleet.HostID
+	URL   string
+	Token string
+	TLS   *tls.Config
+	// InProcess connects to the embedded server of this process instead of URL.
+	InProcess *Bus
+	Log       *slog.Logger
+}
+
+// Agent is the bus as one host agent sees it: it can speak for its own host
+// alone. It is safe for concurrent use, and reconnects for ever.
+type Agent struct {
+	host fleet.HostID
+	conn *nats.Conn
+	js   jetstream.JetStream
+	log  *slog.Logger
+}
+
+// DialAgent connects a host agent. It returns at once even where the bus cannot
+// be reached yet; only a configuration that can never work is an error.
+func DialAgent(o AgentOptions) (*Agent, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	opts := []nats.Option{
+		nats.Name("tardigrade agent " + string(o.Host)), nats.UserInfo(string(o.Host), o.Token),
+		nats.CustomInboxPrefix(inboxPrefix(o.Host)), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
+		nats.RetryOnFailedConnect(true), nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectBufSize(-1), // the agent keeps what it could not send; a hidden buffer would lose it
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				o.Log.Warn("lost the bus, reconnecting", "err", err)
+			}
+		}),
+		nats.ReconnectHandler(func(c *nats.Conn) { o.Log.Info("connected to the bus", "url", c.ConnectedUrlRedacted()) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.Log.Warn("bus", "err", err) }),
+	}
+	if o.InProcess != nil {
+		if o.InProcess.server == nil {
+			return nil, errors.New("an in-process agent needs the embedded bus; with an external one, give the agent its URL")
+		}
+		opts = append(opts, nats.InProcessServer(o.InProcess.server))
+	}
+	if o.TLS != nil {
+		opts = append(opts, nats.Secure(o.TLS))
+	}
+	conn, err := nats.Connect(o.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect agent %s to the bus at %s: %w", o.Host, orEmbedded(o.URL), err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	return &Agent{host: o.Host, conn: conn, js: js, log: o.Log}, nil
+}
+
+// Connected tells whether the bus can be reached now.
+func (a *Agent) Connected() bool { return a.conn.IsConnected() }
+
+// Close ends the connection.
+func (a *Agent) Close() { a.conn.Close() }
+
+// PublishSample stores a sample. It returns nil once the stream has it on disk;
+// sending the same sample again is harmless.
+func (a *Agent) PublishSample(ctx context.Context, s *fleet.Sample) error {
+	return publishSample(ctx, a.js, s)
+}
+
+// PublishHost announces the host: inventory, not durable, repeated by the agent.
+func (a *Agent) PublishHost(h fleet.Host) error {
+	data, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	return a.conn.Publish(subjectHosts+string(a.host), data)
+}
+
+// PublishReport stores a report; nil means that it is on disk.
+func (a *Agent) PublishReport(ctx context.Context, r fleet.Report) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	id := fmt.Sprintf("%s/%d", r.Command, r.Seq)
+	_, err = a.js.Publish(ctx, subjectReports+string(a.host), data, jetstream.WithMsgID(id))
+	return err
+}
+
+// Commands calls handle for each command to this host, one at a time, until ctx
+// ends. A command is acknowledged once handle returned nil, and comes again
+// otherwise.
+func (a *Agent) Commands(ctx context.Context, handle func(context.Context, fleet.Command) error) error {
+	for ctx.Err() == nil {
+		consumer, err := a.js.Consumer(ctx, StreamCommands, consumerName(a.host))
+		if err != nil { // the control plane makes it when it first hears of this host
+			if !pause(ctx, time.Second) {
+				return ctx.Err()
+			}
+			continue
+		}
+		for ctx.Err() == nil {
+			batch, err := consumer.Fetch(1, jetstream.FetchMaxWait(5*time.Second))
+			if err != nil {
+				break
+			}
+			for m := range batch.Messages() {
+				a.command(ctx, m, handle)
+			}
+			if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
+				break
+			}
+		}
+		if !pause(ctx, time.Second) {
+			return ctx.Err()
+		}
+	}
+	return ctx.Err()
+}
+
+func (a *Agent) command(ctx context.Context, m jetstream.Msg, handle func(context.Context, fleet.Command) error) {
+	var c fleet.Command
+	if err := json.Unmarshal(m.Data(), &c); err != nil || c.Host != a.host {
+		a.log.Error("refused a command that is damaged or for another host", "err", err, "host", c.Host)
+		m.Term()
+		return
+	}
+	working := time.NewTicker(10 * time.Second)
+	defer working.Stop()
+	done := make(chan error, 1)
+	go func() { done <- handle(ctx, c) }()
+	for {
+		select {
+		case <-working.C:
+			m.InProgress()
+		case err := <-done:
+			if err != nil {
+				a.log.Warn("command not done, it will come again", "command", c.ID, "err", err)
+				m.NakWithDelay(2 * time.Second)
+				return
+			}
+			m.Ack()
+			return
+		}
+	}
+}
+
+// bundleChunk is the size of one piece of a diagnostics archive, well under the
+// payload limit of 1 MiB.
+const bundleChunk = 512 << 10
+
+type bundlePiece struct {
+	Name   string `json:"name"`
+	Offset int64  `json:"offset"`
+	Data   []byte `json:"data,omitempty"`
+	// SHA256 is set in the last piece, which has no data.
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// UploadBundle sends a diagnostics archive to the control plane, which keeps it
+// once its length and checksum (hex SHA-256) are right.
+func (a *Agent) UploadBundle(ctx context.Context, name string, r io.Reader, sha256 string) error {
+	buf := make([]byte, bundleChunk)
+	var offset int64
+	for {
+		n, err := io.ReadFull(r, buf)
+		if n > 0 {
+			if err := a.bundlePiece(ctx, bundlePiece{Name: name, Offset: offset, Data: buf[:n]}); err != nil {
+				return err
+			}
+			offset += int64(n)
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return a.bundlePiece(ctx, bundlePiece{Name: name, Offset: offset, SHA256: sha256})
+		}
+		if err != nil {
+			return fmt.Errorf("read bundle %s: %w", name, err)
+		}
+	}
+}
+
+func (a *Agent) bundlePiece(ctx context.Context, p bundlePiece) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	answer, err := a.conn.RequestWithContext(ctx, subjectBundles+string(a.host), data)
+	if err != nil {
+		return fmt.Errorf("send bundle %s at byte %d: %w", p.Name, p.Offset, err)
+	}
+	if text := string(answer.Data); text != "" {
+		return fmt.Errorf("the control plane refused bundle %s: %s", p.Name, text)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

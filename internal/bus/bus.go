@@ -1,0 +1,284 @@
+// Package bus is the durable backbone of Tardigrade: NATS JetStream, embedded in
+// the control plane by default, or an external cluster when the fleet outgrows
+// one machine. It carries samples, commands, reports and the audit trail as
+// streams, state as key-value tables with compare-and-set, and diagnostics as
+// objects. Everything that must survive a crash goes through here.
+//
+// The embedded server syncs every write to disk before it acknowledges it.
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// Streams and their subjects. One token after the prefix is the host.
+const (
+	StreamSamples  = "SAMPLES"
+	StreamCommands = "COMMANDS"
+	StreamReports  = "REPORTS"
+	StreamAudit    = "AUDIT"
+	StreamDead     = "DEADLETTER"
+
+	subjectSamples  = "tg.samples."
+	subjectCommands = "tg.commands."
+	subjectReports  = "tg.reports."
+	subjectHosts    = "tg.hosts."
+	subjectBundles  = "tg.bundles."
+	subjectAudit    = "tg.audit"
+	subjectDead     = "tg.dead."
+)
+
+// controlUser is the name under which the control plane itself connects to its
+// embedded server.
+const controlUser = "control"
+
+// Options says how to reach the bus.
+type Options struct {
+	// Dir is where the embedded server keeps its files.
+	Dir string
+	// Listen is the address for host agents, "" for none (in-process only).
+	Listen string
+	// TLS is used for Listen. Without it Listen must be a loopback address.
+	TLS *tls.Config
+	// URL of an external NATS server or cluster; "" embeds one.
+	URL string
+	// CredentialsFile authenticates to the external server (a NATS .creds file).
+	CredentialsFile string
+	// Replicas of every stream: 1 embedded, 3 on a cluster.
+	Replicas int
+	// SampleAge and SampleBytes bound the retention of the sample stream.
+	SampleAge   time.Duration
+	SampleBytes int64
+	// Agents tells which host a token belongs to. Nil admits no remote agent.
+	Agents func(host fleet.HostID, token string) bool
+	Log    *slog.Logger
+}
+
+// Bus is a connection of the control plane, and the embedded server behind it.
+// It is safe for concurrent use.
+type Bus struct {
+	Conn *nats.Conn
+	JS   jetstream.JetStream
+
+	server   *server.Server
+	log      *slog.Logger
+	replicas int
+}
+
+// Open starts or reaches the bus and makes sure that its streams exist.
+func Open(ctx context.Context, o Options) (*Bus, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Replicas == 0 {
+		o.Replicas = 1
+	}
+	b := &Bus{log: o.Log, replicas: o.Replicas}
+	opts := []nats.Option{nats.Name("tardigrade control plane"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true)}
+	url := o.URL
+	if o.URL == "" {
+		password, err := b.embed(o)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.InProcessServer(b.server), nats.UserInfo(controlUser, password))
+	} else if o.CredentialsFile != "" {
+		opts = append(opts, nats.UserCredentials(o.CredentialsFile))
+	}
+	conn, err := nats.Connect(url, opts...)
+	if err != nil {
+		b.Close()
+		return nil, fmt.Errorf("connect to the bus at %s: %w", orEmbedded(url), err)
+	}
+	b.Conn = conn
+	if b.JS, err = jetstream.New(conn); err != nil {
+		b.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	if err := b.ensureStreams(ctx, o); err != nil {
+		b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func orEmbedded(url string) string {
+	if url == "" {
+		return "the embedded server"
+	}
+	return url
+}
+
+// embed starts the server and returns the control plane's password.
+func (b *Bus) embed(o Options) (string, error) {
+	secret := make([]byte, 32)
+	rand.Read(secret)
+	password := hex.EncodeToString(secret)
+	so := &server.Options{
+		ServerName: "tardigrade", JetStream: true, StoreDir: o.Dir, SyncAlways: true,
+		DontListen: o.Listen == "", NoSigs: true, NoLog: true,
+		MaxPayload:                 1 << 20,
+		CustomClientAuthentication: authenticator{password: password, agents: o.Agents},
+	}
+	if o.Listen != "" {
+		host, portText, err := net.SplitHostPort(o.Listen)
+		if err != nil {
+			return "", fmt.Errorf("bus.listen %q: %w; write it as ADDRESS:PORT, for example 127.0.0.1:4222", o.Listen, err)
+		}
+		port, err := strconv.Atoi(portText)
+		if err != nil || port < 0 || port > 65535 {
+			return "", fmt.Errorf("bus.listen %q: the port must be a number from 0 to 65535", o.Listen)
+		}
+		if o.TLS == nil && !isLoopback(host) {
+			return "", fmt.Errorf("bus.listen %q is reachable from other machines: configure bus.tls (cert, key) or listen on 127.0.0.1", o.Listen)
+		}
+		// The server does not say which error it met when it cannot listen, so ask first.
+		probe, err := net.Listen("tcp", o.Listen)
+		if err != nil {
+			return "", fmt.Errorf("bus.listen: %w; stop what uses the port or choose another", err)
+		}
+		so.Host, so.Port = host, probe.Addr().(*net.TCPAddr).Port
+		probe.Close()
+		so.TLSConfig, so.TLS, so.TLSTimeout = o.TLS, o.TLS != nil, 5
+	}
+	s, err := server.NewServer(so)
+	if err != nil {
+		return "", fmt.Errorf("configure the embedded NATS server: %w", err)
+	}
+	s.SetLoggerV2(serverLog{o.Log}, false, false, false)
+	s.Start()
+	b.server = s
+	if !s.ReadyForConnections(30 * time.Second) {
+		b.Close()
+		return "", fmt.Errorf("the embedded NATS server with its files in %s did not become ready within 30 s; the log says more", o.Dir)
+	}
+	return password, nil
+}
+
+// Addr is the address on which the embedded server listens for agents, or "".
+func (b *Bus) Addr() string {
+	if b.server == nil || b.server.Addr() == nil {
+		return ""
+	}
+	return b.server.Addr().String()
+}
+
+// Close stops the connection and then the embedded server.
+func (b *Bus) Close() {
+	if b.Conn != nil {
+		b.Conn.Close()
+	}
+	if b.server != nil {
+		b.server.Shutdown()
+		b.server.WaitForShutdown()
+	}
+}
+
+func (b *Bus) ensureStreams(ctx context.Context, o Options) error {
+	streams := []jetstream.StreamConfig{
+		{
+			Name: StreamSamples, Subjects: []string{subjectSamples + "*"}, MaxAge: o.SampleAge, MaxBytes: o.SampleBytes,
+			Compression: jetstream.S2Compression, Description: "samples of every host, history until InfluxDB has them",
+		},
+		{
+			Name: StreamCommands, Subjects: []string{subjectCommands + "*"}, Retention: jetstream.WorkQueuePolicy,
+			MaxAge: 24 * time.Hour, Description: "commands to host agents",
+		},
+		{
+			Name: StreamReports, Subjects: []string{subjectReports + "*"}, MaxAge: 30 * 24 * time.Hour,
+			Description: "what host agents report of their commands",
+		},
+		{
+			Name: StreamAudit, Subjects: []string{subjectAudit}, DenyDelete: true, DenyPurge: true,
+			Description: "every decision and action, chained by hash",
+		},
+		{
+			Name: StreamDead, Subjects: []string{subjectDead + ">"}, MaxAge: 30 * 24 * time.Hour, MaxBytes: 1 << 30,
+			Description: "samples that InfluxDB refused for good, with the reason",
+		},
+	}
+	for _, s := range streams {
+		s.Storage, s.Replicas, s.MaxMsgSize = jetstream.FileStorage, b.replicas, 1<<20
+		if _, err := b.JS.CreateOrUpdateStream(ctx, s); err != nil {
+			return fmt.Errorf("create stream %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// authenticator admits the control plane by its password and each agent by its
+// token, and confines an agent to the subjects of its own host.
+type authenticator struct {
+	password string
+	agents   func(fleet.HostID, string) bool
+}
+
+func (a authenticator) Check(c server.ClientAuthentication) bool {
+	o := c.GetOpts()
+	if o.Username == controlUser {
+		return constantTimeEqual(o.Password, a.password)
+	}
+	host := fleet.HostID(o.Username)
+	if a.agents == nil || host.Validate() != nil || !a.agents(host, o.Password) {
+		return false
+	}
+	c.RegisterUser(&server.User{Username: o.Username, Permissions: agentPermissions(host)})
+	return true
+}
+
+// agentPermissions lets an agent publish its own samples, reports and
+// diagnostics, and fetch its own commands; nothing else.
+func agentPermissions(host fleet.HostID) *server.Permissions {
+	h := string(host)
+	return &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: []string{
+			subjectSamples + h, subjectReports + h, subjectHosts + h, subjectBundles + h,
+			"$JS.API.CONSUMER.INFO." + StreamCommands + "." + consumerName(host),
+			"$JS.API.CONSUMER.MSG.NEXT." + StreamCommands + "." + consumerName(host),
+			"$JS.ACK." + StreamCommands + "." + consumerName(host) + ".>",
+		}},
+		Subscribe: &server.SubjectPermission{Allow: []string{inboxPrefix(host) + ".>"}},
+	}
+}
+
+func consumerName(host fleet.HostID) string { return "agent-" + string(host) }
+func inboxPrefix(host fleet.HostID) string  { return "_INBOX_" + string(host) }
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// serverLog forwards the embedded server's notices to slog.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(f string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Errorf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Debugf(string, ...any)      {}
+func (l serverLog) Tracef(string, ...any)      {}
+
+// ErrConflict means that somebody else changed the record first: read it again.
+var ErrConflict = errors.New("the record was changed by somebody else")
+
+// ErrNotFound means that there is no such record.
+var ErrNotFound = errors.New("no such record")

@@ -1,0 +1,387 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// AdmitHost makes the queue from which the agent of a host fetches its commands.
+func (b *Bus) AdmitHost(ctx context.Context, host fleet.HostID) error {
+	_, err := b.JS.CreateOrUpdateConsumer(ctx, StreamCommands, jetstream.ConsumerConfig{
+		Durable: consumerName(host), FilterSubject: subjectCommands + string(host),
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 1,
+	})
+	if err != nil {
+		return fmt.Errorf("make the command queue of host %s: %w", host, err)
+	}
+	return nil
+}
+
+// Send stores a command for a host agent. Sending it twice is harmless.
+func (b *Bus) Send(ctx context.Context, c fleet.Command) error {
+	data, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	if _, err := b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(c.ID)); err != nil {
+		return fmt.Errorf("send command %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// PublishSample stores a sample of any host; it is how simulated hosts speak.
+func (b *Bus) PublishSample(ctx context.Context, s *fleet.Sample) error {
+	return publishSample(ctx, b.JS, s)
+}
+
+// PublishReport stores a report of any host; it is how simulated hosts speak.
+func (b *Bus) PublishReport(ctx context.Context, r fleet.Report) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = b.JS.Publish(ctx, subjectReports+string(r.Host), data, jetstream.WithMsgID(fmt.Sprintf("%s/%d", r.Command, r.Seq)))
+	return err
+}
+
+// Hosts calls handle for each announcement of a host until ctx ends. The
+// announced ID is always the one that the agent's credentials stand for.
+func (b *Bus) Hosts(ctx context.Context, handle func(fleet.Host)) error {
+	sub, err := b.Conn.Subscribe(subjectHosts+"*", func(m *nats.Msg) {
+		var h fleet.Host
+		if err := json.Unmarshal(m.Data, &h); err != nil || string(h.ID) != strings.TrimPrefix(m.Subject, subjectHosts) {
+			b.log.Warn("refused a host announcement", "subject", m.Subject, "host", h.ID, "err", err)
+			return
+		}
+		handle(h)
+	})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return sub.Unsubscribe()
+}
+
+// Reports calls handle for each report, in order, until ctx ends; a report comes
+// again until handle returned nil.
+func (b *Bus) Reports(ctx context.Context, handle func(context.Context, fleet.Report) error) error {
+	return b.consume(ctx, StreamReports, jetstream.ConsumerConfig{
+		Durable: "executor", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxAckPending: 1,
+	}, func(m jetstream.Msg) {
+		var r fleet.Report
+		if err := json.Unmarshal(m.Data(), &r); err != nil || string(r.Host) != strings.TrimPrefix(m.Subject(), subjectReports) {
+			b.log.Error("refused a report that is damaged or speaks for another host", "subject", m.Subject(), "host", r.Host, "err", err)
+			m.Term()
+			return
+		}
+		if err := handle(ctx, r); err != nil {
+			b.log.Warn("report not taken, it will come again", "command", r.Command, "err", err)
+			m.NakWithDelay(time.Second)
+			return
+		}
+		m.Ack()
+	})
+}
+
+// Samples calls handle for each sample from the instant since on, in order, and
+// for ever after, until ctx ends. Damaged samples are logged and left out.
+func (b *Bus) Samples(ctx context.Context, since time.Time, handle func(fleet.Sample)) error {
+	var d Decoder
+	c, err := b.JS.OrderedConsumer(ctx, StreamSamples, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since,
+	})
+	if err != nil {
+		return fmt.Errorf("read samples: %w", err)
+	}
+	cc, err := c.Consume(func(m jetstream.Msg) {
+		if s, ok := b.decode(&d, m); ok {
+			handle(s)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read samples: %w", err)
+	}
+	defer cc.Stop()
+	<-ctx.Done()
+	return nil
+}
+
+func (b *Bus) decode(d *Decoder, m jetstream.Msg) (fleet.Sample, bool) {
+	s, err := d.Decode(m.Data())
+	if err == nil && string(s.Host) != strings.TrimPrefix(m.Subject(), subjectSamples) {
+		err = fmt.Errorf("it speaks for host %s", s.Host)
+	}
+	if err != nil {
+		b.log.Warn("refused a sample", "subject", m.Subject(), "err", err)
+		return s, false
+	}
+	return s, true
+}
+
+// History reads the samples of one host in [from, to) from the stream's
+// retention, in order, until each returns false.
+func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time, each func(fleet.Sample) bool) error {
+	s, err := b.JS.Stream(ctx, StreamSamples)
+	if err != nil {
+		return fmt.Errorf("read history: %w", err)
+	}
+	subject := subjectSamples + string(host)
+	last, err := s.GetLastMsgForSubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read history: %w", err)
+	}
+	if last.Time.Before(from) {
+		return nil
+	}
+	c, err := b.JS.OrderedConsumer(ctx, StreamSamples, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{subject}, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
+	})
+	if err != nil {
+		return fmt.Errorf("read history: %w", err)
+	}
+	var d Decoder
+	for {
+		batch, err := c.Fetch(500, jetstream.FetchMaxWait(2*time.Second))
+		if err != nil {
+			return fmt.Errorf("read history: %w", err)
+		}
+		n := 0
+		for m := range batch.Messages() {
+			n++
+			sample, ok := b.decode(&d, m)
+			if ok && !sample.Time.Before(to) {
+				return nil
+			}
+			if ok && !sample.Time.Before(from) && !each(sample) {
+				return nil
+			}
+			if meta, err := m.Metadata(); err == nil && meta.Sequence.Stream >= last.Sequence {
+				return nil
+			}
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+}
+
+// Ingest drains the sample stream in batches of at most size into write, and
+// acknowledges a batch only once write returned nil; otherwise it comes again.
+// It keeps its place across restarts.
+func (b *Bus) Ingest(ctx context.Context, size int, write func(context.Context, []fleet.Sample) error) error {
+	c, err := b.JS.CreateOrUpdateConsumer(ctx, StreamSamples, jetstream.ConsumerConfig{
+		Durable: "influx", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Minute, MaxAckPending: 4 * size,
+	})
+	if err != nil {
+		return fmt.Errorf("make the ingest queue: %w", err)
+	}
+	var d Decoder
+	for ctx.Err() == nil {
+		batch, err := c.Fetch(size, jetstream.FetchMaxWait(time.Second))
+		if err != nil {
+			if !pause(ctx, time.Second) {
+				break
+			}
+			continue
+		}
+		var samples []fleet.Sample
+		var messages []jetstream.Msg
+		for m := range batch.Messages() {
+			if s, ok := b.decode(&d, m); ok {
+				samples, messages = append(samples, s), append(messages, m)
+				continue
+			}
+			if err := b.DeadLetter(ctx, strings.TrimPrefix(m.Subject(), subjectSamples), m.Data(), "the sample is damaged"); err != nil {
+				m.Nak()
+				continue
+			}
+			m.Ack()
+		}
+		if len(samples) == 0 {
+			continue
+		}
+		wait := 250 * time.Millisecond
+		for {
+			if err = write(ctx, samples); err == nil || ctx.Err() != nil {
+				break
+			}
+			for _, m := range messages {
+				m.InProgress()
+			}
+			if !pause(ctx, wait) {
+				break
+			}
+			wait = min(2*wait, 15*time.Second)
+		}
+		if err == nil {
+			for _, m := range messages {
+				m.Ack()
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// DeadLetter keeps a message that cannot be stored for good, with the reason.
+func (b *Bus) DeadLetter(ctx context.Context, host string, data []byte, reason string) error {
+	_, err := b.JS.PublishMsg(ctx, &nats.Msg{Subject: subjectDead + host, Data: data, Header: nats.Header{"Tardigrade-Reason": {reason}}})
+	if err != nil {
+		return fmt.Errorf("keep a refused sample: %w", err)
+	}
+	return nil
+}
+
+func (b *Bus) consume(ctx context.Context, stream string, cfg jetstream.ConsumerConfig, handle func(jetstream.Msg)) error {
+	c, err := b.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
+	if err != nil {
+		return fmt.Errorf("read stream %s: %w", stream, err)
+	}
+	cc, err := c.Consume(handle)
+	if err != nil {
+		return fmt.Errorf("read stream %s: %w", stream, err)
+	}
+	<-ctx.Done()
+	cc.Drain()
+	<-cc.Closed()
+	return nil
+}
+
+// maxBundle bounds a diagnostics archive.
+const maxBundle = 1 << 30
+
+// Bundles keeps the diagnostics archives that agents upload.
+type Bundles struct {
+	b     *Bus
+	store jetstream.ObjectStore
+	dir   string
+
+	mu      sync.Mutex
+	uploads map[string]*upload
+}
+
+type upload struct {
+	file *os.File
+	sum  hash.Hash
+	size int64
+	last time.Time
+}
+
+// OpenBundles opens the store; dir is where half-received archives lie.
+func OpenBundles(ctx context.Context, b *Bus, dir string) (*Bundles, error) {
+	store, err := b.JS.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "BUNDLES", Replicas: b.replicas, Storage: jetstream.FileStorage})
+	if err != nil {
+		return nil, fmt.Errorf("open the bundle store: %w", err)
+	}
+	return &Bundles{b: b, store: store, dir: dir, uploads: make(map[string]*upload)}, nil
+}
+
+// Serve receives uploads until ctx ends.
+func (s *Bundles) Serve(ctx context.Context) error {
+	sub, err := s.b.Conn.Subscribe(subjectBundles+"*", func(m *nats.Msg) {
+		var p bundlePiece
+		answer := ""
+		host := strings.TrimPrefix(m.Subject, subjectBundles)
+		if err := json.Unmarshal(m.Data, &p); err != nil {
+			answer = "the piece is not JSON: " + err.Error()
+		} else if err := s.receive(ctx, host, p); err != nil {
+			answer = err.Error()
+			s.b.log.Warn("bundle upload", "host", host, "bundle", p.Name, "err", err)
+		}
+		m.Respond([]byte(answer))
+	})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return sub.Unsubscribe()
+}
+
+func (s *Bundles) receive(ctx context.Context, host string, p bundlePiece) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetOld()
+	key := host + "/" + p.Name
+	u := s.uploads[key]
+	if p.Offset == 0 && p.SHA256 == "" {
+		if u != nil {
+			u.discard()
+		}
+		f, err := os.CreateTemp(s.dir, "bundle-*")
+		if err != nil {
+			return fmt.Errorf("keep the bundle: %w", err)
+		}
+		u = &upload{file: f, sum: sha256.New()}
+		s.uploads[key] = u
+	}
+	if u == nil || p.Offset != u.size && !(p.Offset < u.size && p.Offset+int64(len(p.Data)) <= u.size) {
+		return fmt.Errorf("unexpected piece at byte %d; start again from 0", p.Offset)
+	}
+	u.last = time.Now()
+	if p.SHA256 == "" {
+		if p.Offset < u.size {
+			return nil // a piece sent again
+		}
+		if u.size+int64(len(p.Data)) > maxBundle {
+			u.discard()
+			delete(s.uploads, key)
+			return fmt.Errorf("the bundle is larger than %d bytes", int64(maxBundle))
+		}
+		if _, err := u.file.Write(p.Data); err != nil {
+			return fmt.Errorf("keep the bundle: %w", err)
+		}
+		u.sum.Write(p.Data)
+		u.size += int64(len(p.Data))
+		return nil
+	}
+	defer u.discard()
+	delete(s.uploads, key)
+	if got := hex.EncodeToString(u.sum.Sum(nil)); got != p.SHA256 {
+		return fmt.Errorf("the bundle's checksum is %s, the agent said %s; start again", got, p.SHA256)
+	}
+	if _, err := u.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := s.store.Put(ctx, jetstream.ObjectMeta{Name: host + "/" + p.Name}, u.file)
+	return err
+}
+
+func (s *Bundles) forgetOld() {
+	for k, u := range s.uploads {
+		if time.Since(u.last) > time.Hour {
+			u.discard()
+			delete(s.uploads, k)
+		}
+	}
+}
+
+func (u *upload) discard() {
+	u.file.Close()
+	os.Remove(u.file.Name())
+}
+
+// Open streams an archive of a host; [ErrNotFound] if there is none.
+func (s *Bundles) Open(ctx context.Context, host fleet.HostID, name string) (io.ReadCloser, error) {
+	r, err := s.store.Get(ctx, string(host)+"/"+name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, fmt.Errorf("bundle %s of host %s: %w", name, host, ErrNotFound)
+	}
+	return r, err
+}

@@ -1,0 +1,109 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Leases hands out exclusive, expiring rights with fencing tokens. The token is
+// the revision at which the lease was made; it grows with every lease of a
+// bucket, also across expiry and restarts.
+type Leases struct {
+	kv     jetstream.KeyValue
+	js     jetstream.JetStream
+	bucket string
+	ttl    time.Duration
+}
+
+// Lease is one held right. It is not safe for concurrent use.
+type Lease struct {
+	Key string
+	// Token is the fencing token.
+	Token    uint64
+	revision uint64
+}
+
+// OpenLeases opens or makes the bucket; a lease that is not renewed ends after ttl.
+func OpenLeases(ctx context.Context, b *Bus, bucket string, ttl time.Duration) (*Leases, error) {
+	kv, err := b.JS.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: b.replicas, LimitMarkerTTL: time.Hour,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open leases %s: %w", bucket, err)
+	}
+	return &Leases{kv: kv, js: b.JS, bucket: bucket, ttl: ttl}, nil
+}
+
+// Acquire takes the lease of key for owner, or answers [ErrConflict] where
+// somebody holds it.
+func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error) {
+	revision, err := l.kv.Create(ctx, key, []byte(owner), jetstream.KeyTTL(l.ttl))
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return nil, fmt.Errorf("lease of %s: %w", key, ErrConflict)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lease of %s: %w", key, err)
+	}
+	return &Lease{Key: key, Token: revision, revision: revision}, nil
+}
+
+// Renew starts the lease's time anew. [ErrConflict] means that it was lost.
+func (l *Leases) Renew(ctx context.Context, lease *Lease, owner string) error {
+	// KeyValue.Update would drop the TTL, so publish what it does, with one.
+	msg := &nats.Msg{Subject: "$KV." + l.bucket + "." + lease.Key, Data: []byte(owner), Header: nats.Header{
+		jetstream.MsgTTLHeader:                {l.ttl.String()},
+		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(lease.revision, 10)},
+	}}
+	ack, err := l.js.PublishMsg(ctx, msg)
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return fmt.Errorf("lease of %s: %w", lease.Key, ErrConflict)
+	}
+	if err != nil {
+		return fmt.Errorf("renew the lease of %s: %w", lease.Key, err)
+	}
+	lease.revision = ack.Sequence
+	return nil
+}
+
+// Holder returns the owner of key's lease and its last revision; [ErrNotFound]
+// where nobody holds it.
+func (l *Leases) Holder(ctx context.Context, key string) (owner string, revision uint64, err error) {
+	e, err := l.kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return "", 0, fmt.Errorf("lease of %s: %w", key, ErrNotFound)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("lease of %s: %w", key, err)
+	}
+	return string(e.Value()), e.Revision(), nil
+}
+
+// Adopt returns the lease of key if owner holds it, for a process that restarted
+// under the same name; its token is the given one.
+func (l *Leases) Adopt(ctx context.Context, key, owner string, token uint64) (*Lease, error) {
+	holder, revision, err := l.Holder(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if holder != owner {
+		return nil, fmt.Errorf("lease of %s is held by %s: %w", key, holder, ErrConflict)
+	}
+	return &Lease{Key: key, Token: token, revision: revision}, nil
+}
+
+// Release ends the lease at once. A lease that was lost already is no error.
+func (l *Leases) Release(ctx context.Context, lease *Lease) error {
+	err := l.kv.Delete(ctx, lease.Key, jetstream.LastRevision(lease.revision))
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return nil
+	}
+	return err
+}
