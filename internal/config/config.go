@@ -1,0 +1,294 @@
+// Package config is the one configuration file of Tardigrade, for `serve` and
+// for `agent`. Every key has a safe default; an unknown key is an error.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// Config is the whole file.
+type Config struct {
+	// Data is the directory for everything durable.
+	Data   string `yaml:"data"`
+	API    API    `yaml:"api"`
+	Bus    Bus    `yaml:"bus"`
+	Influx Influx `yaml:"influx"`
+	Agent  Agent  `yaml:"agent"`
+	Model  Model  `yaml:"model"`
+	Policy Policy `yaml:"policy"`
+}
+
+// API is the HTTP side of `serve`.
+type API struct {
+	Listen string `yaml:"listen"`
+	TLS    TLS    `yaml:"tls"`
+	// Tokens admit people. Without any, callers on the loopback address are
+	// trusted as admin, and no other address may be listened on.
+	Tokens []Token `yaml:"tokens"`
+}
+
+// TLS names PEM files.
+type TLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	// CA verifies the other side; "" means the system's roots.
+	CA string `yaml:"ca"`
+}
+
+// Token gives a person or a program a role.
+type Token struct {
+	Name string `yaml:"name"`
+	// SHA256 is the hex SHA-256 of the token (`printf %s TOKEN | sha256sum`).
+	SHA256 string `yaml:"sha256"`
+	// Role is viewer, operator, approver or admin.
+	Role string `yaml:"role"`
+}
+
+// Bus is NATS JetStream: embedded unless URL is set.
+type Bus struct {
+	// Listen is the embedded server's address for agents on other hosts; ""
+	// admits only the agent inside this process.
+	Listen      string   `yaml:"listen"`
+	TLS         TLS      `yaml:"tls"`
+	URL         string   `yaml:"url"`
+	Credentials string   `yaml:"credentials"`
+	Replicas    int      `yaml:"replicas"`
+	SampleAge   Duration `yaml:"sample_age"`
+	SampleMiB   int64    `yaml:"sample_mib"`
+}
+
+// Influx is the telemetry history. It is off while URL is empty.
+type Influx struct {
+	URL    string `yaml:"url"`
+	Org    string `yaml:"org"`
+	Bucket string `yaml:"bucket"`
+	Token  string `yaml:"token"`
+}
+
+// Agent is the host side.
+type Agent struct {
+	// Host is this host's name; "" means the machine's host name.
+	Host        string `yaml:"host"`
+	FaultDomain string `yaml:"fault_domain"`
+	// Disabled switches off the agent inside `serve`.
+	Disabled bool `yaml:"disabled"`
+	// Bus is the control plane's bus, for `agent` on its own.
+	Bus string `yaml:"bus"`
+	TLS TLS    `yaml:"tls"`
+	// Credentials is the file that `tardigrade agent enroll` wrote.
+	Credentials string   `yaml:"credentials"`
+	Data        string   `yaml:"data"`
+	Interval    Duration `yaml:"interval"`
+	// Act allows the agent to change this host. Without it every action is refused.
+	Act    bool   `yaml:"act"`
+	Units  []Unit `yaml:"units"`
+	Guests Guests `yaml:"guests"`
+}
+
+// Unit is a systemd unit that a recycle restarts, in the order of the list.
+type Unit struct {
+	Name   string `yaml:"name"`
+	Health Health `yaml:"health"`
+}
+
+// Health is how a unit shows that it works, beyond being active. At most one of
+// TCP, HTTP and Exec is set.
+type Health struct {
+	TCP     string   `yaml:"tcp"`
+	HTTP    string   `yaml:"http"`
+	Exec    []string `yaml:"exec"`
+	Timeout Duration `yaml:"timeout"`
+}
+
+// Guests says where this host's VMs are found.
+type Guests struct {
+	// QMPDir holds one QMP socket (*.qmp or *.sock) for each QEMU guest.
+	QMPDir string `yaml:"qmp_dir"`
+}
+
+// Model is prediction.
+type Model struct {
+	// Learn is how long a host is watched before it is scored.
+	Learn Duration `yaml:"learn"`
+	// FalseAlarmsPerMonth is how many alarms a healthy host may give in 30 days.
+	FalseAlarmsPerMonth float64 `yaml:"false_alarms_per_month"`
+	// Horizon is the time ahead for which the failure probability is stated.
+	Horizon Duration `yaml:"horizon"`
+}
+
+// Policy is what may be done, and when.
+type Policy struct {
+	// Mode is "approve" (a person decides, the default), "automatic" or "dry-run".
+	Mode string `yaml:"mode"`
+	// ApprovalExpires is how long a recommendation waits for a decision.
+	ApprovalExpires Duration `yaml:"approval_expires"`
+	// EvidenceMaxAge is how old the newest sample of a host may be when an
+	// action on it begins.
+	EvidenceMaxAge Duration `yaml:"evidence_max_age"`
+	// Cooldown is the least time between two executions on a host.
+	Cooldown Duration `yaml:"cooldown"`
+	// MaxConcurrent and MaxConcurrentPerDomain limit the actions under way.
+	MaxConcurrent          int `yaml:"max_concurrent"`
+	MaxConcurrentPerDomain int `yaml:"max_concurrent_per_domain"`
+	// MinHealthyRatio is the share of the fleet that must be healthy, 0..1, not
+	// counting the host that is acted on.
+	MinHealthyRatio float64 `yaml:"min_healthy_ratio"`
+	// Freeze stops every action while true.
+	Freeze bool `yaml:"freeze"`
+	// CrashSeconds is what one VM loses when its host fails.
+	CrashSeconds float64 `yaml:"crash_seconds"`
+	// HandOverSeconds is what one VM on a failing host is expected to lose until
+	// a person has dealt with it.
+	HandOverSeconds float64 `yaml:"hand_over_seconds"`
+}
+
+// Duration is a time.Duration written as "90s", "5m" or "720h" in the file.
+type Duration time.Duration
+
+// D is the value.
+func (d Duration) D() time.Duration { return time.Duration(d) }
+
+// UnmarshalYAML parses the text form and says what is wrong with it otherwise.
+func (d *Duration) UnmarshalYAML(data []byte) error {
+	text := strings.Trim(strings.TrimSpace(string(data)), `"'`)
+	v, err := time.ParseDuration(text)
+	if err != nil {
+		return fmt.Errorf("%q is not a duration: write a number and a unit, for example 500ms, 10s, 5m or 24h", text)
+	}
+	if v < 0 {
+		return fmt.Errorf("%q is negative: a duration must be 0 or more", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalYAML writes the text form.
+func (d Duration) MarshalYAML() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	return Config{
+		Data: ".tardigrade",
+		API:  API{Listen: "127.0.0.1:8080"},
+		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
+		Agent: Agent{
+			Interval: Duration(time.Second), Data: "/var/lib/tardigrade",
+		},
+		Model: Model{Learn: Duration(5 * time.Minute), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
+		Policy: Policy{
+			Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
+			Cooldown: Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
+			CrashSeconds: 300, HandOverSeconds: 120,
+		},
+	}
+}
+
+// Load reads a file over the defaults. An empty path gives the defaults.
+func Load(path string) (Config, error) {
+	c := Default()
+	if path == "" {
+		return c, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("read the configuration: %w", err)
+	}
+	if err := c.Parse(data); err != nil {
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads YAML over what c has, and checks the result.
+func (c *Config) Parse(data []byte) error {
+	if len(strings.TrimSpace(string(data))) > 0 {
+		if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
+			return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+		}
+	}
+	return c.Validate()
+}
+
+var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Validate returns every mistake that can be seen without trying.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if _, _, err := net.SplitHostPort(c.API.Listen); err != nil {
+		bad("api.listen: %q is not ADDRESS:PORT: %w", c.API.Listen, err)
+	}
+	for i, t := range c.API.Tokens {
+		switch {
+		case t.Name == "":
+			bad("api.tokens[%d]: name is empty", i)
+		case !sha256Hex.MatchString(t.SHA256):
+			bad("api.tokens[%d] (%s): sha256 must be 64 hex digits: printf %%s TOKEN | sha256sum", i, t.Name)
+		}
+		switch t.Role {
+		case "viewer", "operator", "approver", "admin":
+		default:
+			bad("api.tokens[%d] (%s): role %q is not viewer, operator, approver or admin", i, t.Name, t.Role)
+		}
+	}
+	if c.Influx.URL != "" {
+		u, err := url.Parse(c.Influx.URL)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			bad("influx.url: %q is not an http or https address", c.Influx.URL)
+		}
+		if c.Influx.Bucket == "" {
+			bad("influx.bucket is missing: name the bucket (2.x), or DATABASE/RETENTION (1.8, for example telemetry/autogen)")
+		}
+	}
+	if c.Agent.Host != "" {
+		if err := fleet.HostID(c.Agent.Host).Validate(); err != nil {
+			bad("agent.host: %w", err)
+		}
+	}
+	if d := c.Agent.Interval.D(); d < 100*time.Millisecond || d > 10*time.Minute {
+		bad("agent.interval: %v is out of range: 100ms to 10m", d)
+	}
+	for i, u := range c.Agent.Units {
+		if !strings.Contains(u.Name, ".") || strings.ContainsAny(u.Name, "/ \t\n{}") {
+			bad("agent.units[%d]: %q is not a unit name such as libvirtd.service", i, u.Name)
+		}
+		n := 0
+		for _, set := range []bool{u.Health.TCP != "", u.Health.HTTP != "", len(u.Health.Exec) > 0} {
+			if set {
+				n++
+			}
+		}
+		if n > 1 {
+			bad("agent.units[%d] (%s): give one of health.tcp, health.http and health.exec", i, u.Name)
+		}
+	}
+	if d := c.Model.Learn.D(); d < 10*time.Second {
+		bad("model.learn: %v is too short to learn from: at least 10s", d)
+	}
+	if c.Model.FalseAlarmsPerMonth <= 0 {
+		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)
+	}
+	switch c.Policy.Mode {
+	case "approve", "automatic", "dry-run":
+	default:
+		bad("policy.mode: %q is not approve, automatic or dry-run", c.Policy.Mode)
+	}
+	if r := c.Policy.MinHealthyRatio; r < 0 || r > 1 {
+		bad("policy.min_healthy_ratio: %v is not in 0..1", r)
+	}
+	if c.Policy.MaxConcurrent < 1 || c.Policy.MaxConcurrentPerDomain < 1 {
+		bad("policy.max_concurrent and max_concurrent_per_domain must be at least 1; to stop every action, set policy.freeze")
+	}
+	return errors.Join(errs...)
+}
