@@ -1,0 +1,360 @@
+package predictor
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// finding is what the evidence says without any model: a fault that was seen.
+type finding struct {
+	signature   fleet.Signature
+	culprit     string
+	probability float64
+	sentences   []string
+}
+
+// evidence follows the few series whose meaning is known: whether each unit is
+// active and healthy, how the memory of each unit and of the machine develops,
+// and the counters that are zero on a sound host.
+type evidence struct {
+	schema  *fleet.Schema
+	health  []healthSeries
+	memory  []memorySeries
+	counts  []countSeries
+	avail   int // memory_available_bytes, or -1
+	availV  float64
+	haveVal bool
+}
+
+type healthSeries struct {
+	column int
+	unit   string
+	metric string
+	bad    int       // samples in a row that were not healthy
+	since  time.Time // of the first of them
+	seen   bool      // was healthy once: a unit that never was is not failing now
+}
+
+type memorySeries struct {
+	column, limitColumn int
+	unit                string
+	trend               trend
+	limit               float64
+}
+
+type countSeries struct {
+	column    int
+	metric    string
+	instance  string
+	signature fleet.Signature
+	what      string
+	hits      int
+	quiet     int
+}
+
+// soundlyZero lists the metrics that are zero on a sound host, what a rate above
+// zero points to, and the words for it.
+var soundlyZero = []struct {
+	metric    string
+	signature fleet.Signature
+	what      string
+}{
+	{"edac_uncorrected_per_second", fleet.SignatureMemoryHardware, "uncorrected memory errors"},
+	{"edac_corrected_per_second", fleet.SignatureMemoryHardware, "corrected memory errors"},
+	{"machine_checks_per_second", fleet.SignatureMemoryHardware, "machine check exceptions"},
+	{"disk_io_errors_per_second", fleet.SignatureDisk, "I/O errors"},
+	{"filesystem_readonly_count", fleet.SignatureDisk, "file systems that became read-only"},
+	{"kernel_hung_tasks_count", fleet.SignatureKernelFault, "hung tasks"},
+	{"kernel_soft_lockups_per_second", fleet.SignatureKernelFault, "soft lockups"},
+	{"kernel_oops_per_second", fleet.SignatureKernelFault, "kernel oopses"},
+	{"thermal_throttle_per_second", fleet.SignatureThermal, "thermal throttling"},
+	{"net_carrier_changes_per_second", fleet.SignatureNetwork, "link flaps"},
+}
+
+const (
+	unhealthyAfter = 3        // samples in a row
+	trendWindow    = 90       // samples
+	trendLeast     = 15       // samples before a trend is believed
+	countHits      = 2        // samples with errors before they count
+	countQuiet     = 60       // samples without, after which they are forgotten
+	leastGrowth    = 16 << 20 // bytes
+	leakRatio      = 1.3      // of the smallest value in the window
+	leakFit        = 0.85     // share of variance that a straight line explains
+	unitMemory     = "unit_memory_bytes"
+	unitLimit      = "unit_memory_limit_bytes"
+	unitHealthy    = "unit_healthy"
+	unitActive     = "unit_active"
+	availableBytes = "memory_available_bytes"
+)
+
+// restart forgets trends and counts after a boot.
+func (e *evidence) restart() { e.schema = nil; *e = evidence{} }
+
+func (e *evidence) align(s *fleet.Schema) {
+	old := *e
+	*e = evidence{schema: s, avail: s.Index(availableBytes)}
+	for i, name := range s.Names() {
+		metric, instance := fleet.SplitSeries(name)
+		switch metric {
+		case unitHealthy, unitActive:
+			h := healthSeries{column: i, unit: instance, metric: metric}
+			for _, o := range old.health {
+				if o.unit == h.unit && o.metric == h.metric {
+					h.bad, h.since, h.seen = o.bad, o.since, o.seen
+				}
+			}
+			e.health = append(e.health, h)
+		case unitMemory:
+			m := memorySeries{column: i, limitColumn: s.Index(fleet.SeriesName(unitLimit, instance)), unit: instance}
+			for _, o := range old.memory {
+				if o.unit == m.unit {
+					m.trend = o.trend
+				}
+			}
+			e.memory = append(e.memory, m)
+		}
+		for _, z := range soundlyZero {
+			if metric == z.metric {
+				c := countSeries{column: i, metric: metric, instance: instance, signature: z.signature, what: z.what}
+				for _, o := range old.counts {
+					if o.metric == c.metric && o.instance == c.instance {
+						c.hits, c.quiet = o.hits, o.quiet
+					}
+				}
+				e.counts = append(e.counts, c)
+			}
+		}
+	}
+}
+
+func (e *evidence) observe(s *fleet.Sample) {
+	if s.Schema != e.schema {
+		e.align(s.Schema)
+	}
+	for i := range e.health {
+		h := &e.health[i]
+		switch v := s.Values[h.column]; {
+		case math.IsNaN(v):
+		case v > 0.5:
+			h.bad, h.seen = 0, true
+		case h.seen:
+			if h.bad == 0 {
+				h.since = s.Time
+			}
+			h.bad++
+		}
+	}
+	for i := range e.memory {
+		m := &e.memory[i]
+		m.trend.add(s.Time, s.Values[m.column])
+		m.limit = math.NaN()
+		if m.limitColumn >= 0 {
+			m.limit = s.Values[m.limitColumn]
+		}
+	}
+	for i := range e.counts {
+		c := &e.counts[i]
+		switch v := s.Values[c.column]; {
+		case math.IsNaN(v):
+		case v > 0:
+			c.hits, c.quiet = c.hits+1, 0
+		default:
+			if c.quiet++; c.quiet > countQuiet {
+				c.hits = 0
+			}
+		}
+	}
+	e.haveVal = false
+	if e.avail >= 0 && !math.IsNaN(s.Values[e.avail]) {
+		e.availV, e.haveVal = s.Values[e.avail], true
+	}
+}
+
+// judge returns the strongest finding.
+func (e *evidence) judge(horizon time.Duration) finding {
+	best := finding{signature: fleet.SignatureNone}
+	consider := func(f finding) {
+		if f.probability > best.probability {
+			best = f
+		}
+	}
+	for _, h := range e.health {
+		if h.bad < unhealthyAfter {
+			continue
+		}
+		words := fmt.Sprintf("%s fails its health check for %d samples, since %s", h.unit, h.bad, h.since.Format(time.TimeOnly))
+		probability := 0.9
+		if h.metric == unitActive {
+			words = fmt.Sprintf("%s is not active for %d samples, since %s", h.unit, h.bad, h.since.Format(time.TimeOnly))
+			probability = 0.95
+		}
+		consider(finding{fleet.SignatureServiceHang, h.unit, probability, []string{words}})
+	}
+	for i := range e.memory {
+		if f, ok := e.memory[i].judge(horizon, e.availV, e.haveVal); ok {
+			consider(f)
+		}
+	}
+	for _, c := range e.counts {
+		if c.hits >= countHits {
+			where := ""
+			if c.instance != "" {
+				where = " on " + c.instance
+			}
+			consider(finding{c.signature, c.instance, 0.6, []string{fmt.Sprintf("%s%s in %d samples", c.what, where, c.hits)}})
+		}
+	}
+	return best
+}
+
+// judge tells whether the unit leaks: its memory grows along a straight line, by
+// much of what it was, and would reach its limit or the machine's free memory
+// within a few horizons.
+func (m *memorySeries) judge(horizon time.Duration, available float64, haveAvailable bool) (finding, bool) {
+	slope, fit, low, high, n := m.trend.line()
+	grown := high - low
+	if n < trendLeast || slope <= 0 || fit < leakFit || grown < leastGrowth || high < leakRatio*low {
+		return finding{}, false
+	}
+	room, what := math.Inf(1), ""
+	if !math.IsNaN(m.limit) && m.limit > 0 {
+		room, what = m.limit-high, "its limit"
+	}
+	if haveAvailable && available < room {
+		room, what = available, "all free memory"
+	}
+	if math.IsInf(room, 1) {
+		return finding{}, false
+	}
+	left := time.Duration(max(room, 0) / slope * float64(time.Second))
+	ratio := left.Seconds() / horizon.Seconds()
+	probability := 1 / (1 + ratio*ratio) // one half where it lasts exactly one horizon
+	if probability < 0.1 {
+		return finding{}, false
+	}
+	return finding{fleet.SignatureMemoryLeak, m.unit, probability, []string{fmt.Sprintf(
+		"%s grew by %.0f MiB in %.0f s, steadily (%.1f MiB/s): it reaches %s in %s",
+		m.unit, grown/(1<<20), m.trend.span().Seconds(), slope/(1<<20), what, left.Round(time.Second))}}, true
+}
+
+// trend keeps the last samples of a series for a straight line through them.
+type trend struct {
+	at    [trendWindow]time.Time
+	v     [trendWindow]float64
+	start int
+	n     int
+}
+
+func (t *trend) add(at time.Time, v float64) {
+	if math.IsNaN(v) {
+		return
+	}
+	if t.n > 0 {
+		// A fall by a third is a restart or a release of memory: begin anew.
+		if last := t.v[(t.start+t.n-1)%trendWindow]; v < last*2/3 {
+			t.n = 0
+		}
+	}
+	if t.n == trendWindow {
+		t.start, t.n = (t.start+1)%trendWindow, t.n-1
+	}
+	i := (t.start + t.n) % trendWindow
+	t.at[i], t.v[i] = at, v
+	t.n++
+}
+
+func (t *trend) span() time.Duration {
+	if t.n < 2 {
+		return 0
+	}
+	return t.at[(t.start+t.n-1)%trendWindow].Sub(t.at[t.start])
+}
+
+// line fits a straight line by least squares, over the newest third of the
+// window at first and over more where that is steadier, since a leak begins
+// somewhere inside it. slope is per second, fit the coefficient of
+// determination, low and high the first and last fitted values.
+func (t *trend) line() (slope, fit, low, high float64, n int) {
+	for _, take := range []int{trendWindow / 3, 2 * trendWindow / 3, trendWindow} {
+		s, f, l, h, k := t.fit(min(take, t.n))
+		if k >= trendLeast && f > fit {
+			slope, fit, low, high, n = s, f, l, h, k
+		}
+	}
+	return slope, fit, low, high, n
+}
+
+func (t *trend) fit(k int) (slope, fit, low, high float64, n int) {
+	if k < 2 {
+		return 0, 0, 0, 0, k
+	}
+	first := t.start + t.n - k
+	origin := t.at[first%trendWindow]
+	var sx, sy, sxx, sxy, syy float64
+	for j := range k {
+		i := (first + j) % trendWindow
+		x, y := t.at[i].Sub(origin).Seconds(), t.v[i]
+		sx, sy, sxx, sxy, syy = sx+x, sy+y, sxx+x*x, sxy+x*y, syy+y*y
+	}
+	m := float64(k)
+	vx, vy, cov := sxx-sx*sx/m, syy-sy*sy/m, sxy-sx*sy/m
+	if vx <= 0 || vy <= 0 {
+		return 0, 0, sy / m, sy / m, k
+	}
+	slope = cov / vx
+	fit = cov * cov / (vx * vy)
+	mid := sx / m
+	span := t.at[(first+k-1)%trendWindow].Sub(origin).Seconds()
+	low = sy/m - slope*mid
+	high = sy/m + slope*(span-mid)
+	return slope, fit, max(low, 0), high, k
+}
+
+// suspect guesses the signature of an anomaly from the series that contribute
+// most to it, weighted by their shares.
+func suspect(contributions []fleet.Contribution) (fleet.Signature, string) {
+	weight := make(map[fleet.Signature]float64)
+	culprit := make(map[fleet.Signature]string)
+	for _, c := range contributions {
+		metric, instance := fleet.SplitSeries(c.Series)
+		s := signatureOf(metric)
+		if weight[s] += c.Share; culprit[s] == "" {
+			culprit[s] = instance
+		}
+	}
+	best := fleet.SignatureUnknown
+	for _, s := range []fleet.Signature{
+		fleet.SignatureServiceHang, fleet.SignatureMemoryLeak, fleet.SignatureKernelFault, fleet.SignatureDisk,
+		fleet.SignatureMemoryHardware, fleet.SignatureNetwork, fleet.SignatureThermal, fleet.SignatureNoisyNeighbour,
+	} {
+		if weight[s] > weight[best] && weight[s] >= 0.3 {
+			best = s
+		}
+	}
+	return best, culprit[best]
+}
+
+func signatureOf(metric string) fleet.Signature {
+	for _, p := range []struct {
+		prefix    string
+		signature fleet.Signature
+	}{
+		{"unit_memory", fleet.SignatureMemoryLeak}, {"unit_", fleet.SignatureServiceHang},
+		{"edac", fleet.SignatureMemoryHardware}, {"machine_check", fleet.SignatureMemoryHardware},
+		{"memory_", fleet.SignatureMemoryLeak}, {"swap_", fleet.SignatureMemoryLeak}, {"psi_memory", fleet.SignatureMemoryLeak},
+		{"disk_", fleet.SignatureDisk}, {"filesystem_", fleet.SignatureDisk}, {"psi_io", fleet.SignatureDisk}, {"smart_", fleet.SignatureDisk},
+		{"net_", fleet.SignatureNetwork}, {"tcp_", fleet.SignatureNetwork}, {"udp_", fleet.SignatureNetwork},
+		{"thermal_", fleet.SignatureThermal}, {"temperature_", fleet.SignatureThermal},
+		{"cpu_steal", fleet.SignatureNoisyNeighbour}, {"vm_cpu_steal", fleet.SignatureNoisyNeighbour},
+		{"kernel_", fleet.SignatureKernelFault}, {"processes_blocked", fleet.SignatureKernelFault},
+	} {
+		if strings.HasPrefix(metric, p.prefix) {
+			return p.signature
+		}
+	}
+	return fleet.SignatureUnknown
+}

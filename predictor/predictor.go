@@ -1,0 +1,250 @@
+// Package predictor turns a host's samples into predictions, and predictions
+// into recommendations. It keeps a small state for each host (its detector and
+// the trends of its services) and knows nothing of how an action is done.
+package predictor
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// Observation is what a detector says of one sample.
+type Observation struct {
+	// Learning is true while the host's normal is not known yet, and Learned the
+	// share of that period which is done, 0..1.
+	Learning bool
+	Learned  float64
+	// Tail is the calibrated probability that a healthy host's sample is at
+	// least as unusual as this one.
+	Tail float64
+}
+
+// Detector scores the samples of one host, in order. It is not safe for
+// concurrent use.
+type Detector interface {
+	// Observe scores x, one value for each column; NaN is missing.
+	Observe(at time.Time, x []float64) Observation
+	// Explain fills dst with each column's part of the last score and returns
+	// the score; the parts add up to it.
+	Explain(dst []float64) float64
+	// Grow adds columns; those that exist keep what they learned.
+	Grow(columns int) error
+}
+
+// Config sets up a [Predictor].
+type Config struct {
+	// NewDetector makes the detector of a host.
+	NewDetector func(host fleet.HostID, columns int) (Detector, error)
+	// Model names the detector in predictions.
+	Model string
+	// FalseAlarms is the number of alarms that a healthy host may give in 30 days.
+	FalseAlarms float64
+	// Interval is the time between the samples of a host.
+	Interval time.Duration
+	// Horizon is the time ahead for which the failure probability is stated.
+	Horizon time.Duration
+}
+
+// confirm is how many samples in a row must agree before an alarm begins, so
+// that one odd sample wakes nobody; clearAfter is how many calm ones end it.
+const (
+	confirm    = 3
+	clearAfter = 15
+	topSeries  = 5
+)
+
+// Predictor holds the state of one host. It is not safe for concurrent use.
+type Predictor struct {
+	cfg       Config
+	threshold float64
+	host      fleet.HostID
+
+	detector Detector
+	schema   *fleet.Schema
+	columns  map[string]int // series to the detector's column
+	order    []int          // the current schema's positions to columns
+	names    []string       // column to series
+	x        []float64
+	shares   []float64
+	boot     string
+	last     time.Time
+
+	evidence evidence
+	over     int // samples in a row over the threshold
+	calm     int // samples in a row well under it
+	alarm    bool
+}
+
+// New returns the predictor of one host.
+func New(host fleet.HostID, cfg Config) (*Predictor, error) {
+	if cfg.NewDetector == nil || cfg.FalseAlarms <= 0 || cfg.Interval <= 0 || cfg.Horizon <= 0 {
+		return nil, fmt.Errorf("predictor of %s: a detector, false alarms, interval and horizon must be given", host)
+	}
+	samplesPerMonth := float64(30*24*time.Hour) / float64(cfg.Interval)
+	return &Predictor{
+		cfg: cfg, host: host, columns: make(map[string]int),
+		threshold: -math.Log10(cfg.FalseAlarms / samplesPerMonth),
+	}, nil
+}
+
+// Threshold is the anomaly score from which a sample counts as an alarm.
+func (p *Predictor) Threshold() float64 { return p.threshold }
+
+// Observe takes the next sample of the host and returns the prediction. A sample
+// that is not newer than the last is refused: it was scored already, or its
+// clock stepped back and will be taken once it has caught up.
+func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
+	if s.Host != p.host {
+		return fleet.Prediction{}, fmt.Errorf("sample of %s given to the predictor of %s", s.Host, p.host)
+	}
+	if !s.Time.After(p.last) && p.last.Sub(s.Time) < time.Hour {
+		return fleet.Prediction{}, fmt.Errorf("sample of %s at %s is not newer than the last one at %s", s.Host, s.Time.Format(time.RFC3339Nano), p.last.Format(time.RFC3339Nano))
+	}
+	p.last = s.Time
+	if s.Boot != p.boot {
+		p.boot = s.Boot
+		p.evidence.restart()
+	}
+	if err := p.align(s.Schema); err != nil {
+		return fleet.Prediction{}, err
+	}
+	for i := range p.x {
+		p.x[i] = math.NaN()
+	}
+	for i, v := range s.Values {
+		p.x[p.order[i]] = v
+	}
+	o := p.detector.Observe(s.Time, p.x)
+	p.evidence.observe(s)
+
+	out := fleet.Prediction{
+		Host: s.Host, Time: s.Time, Simulated: s.Simulated, State: fleet.PredictionScoring, Learned: 1,
+		AnomalyScore: surprise(o.Tail), HorizonSeconds: p.cfg.Horizon.Seconds(),
+		Signature: fleet.SignatureNone, Model: p.cfg.Model, Evidence: []string{}, Contributions: []fleet.Contribution{},
+	}
+	if o.Learning {
+		out.State, out.Learned, out.AnomalyScore = fleet.PredictionLearning, o.Learned, 0
+	} else {
+		out.Contributions = p.contributions(s)
+	}
+	finding := p.evidence.judge(p.cfg.Horizon)
+	p.updateAlarm(out.AnomalyScore, finding)
+	out.Anomalous = p.alarm
+	p.conclude(&out, finding)
+	return out, nil
+}
+
+// surprise is -log10 of a probability, finite.
+func surprise(tail float64) float64 {
+	if math.IsNaN(tail) {
+		return 0
+	}
+	return -math.Log10(min(max(tail, 1e-300), 1))
+}
+
+func (p *Predictor) updateAlarm(score float64, f finding) {
+	if score >= p.threshold {
+		p.over++
+	} else {
+		p.over = 0
+	}
+	switch {
+	case p.over >= confirm || f.signature != fleet.SignatureNone:
+		p.alarm, p.calm = true, 0
+	case score < p.threshold/2:
+		p.calm++
+		if p.calm >= clearAfter {
+			p.alarm = false
+		}
+	default:
+		p.calm = 0
+	}
+}
+
+// conclude states signature, probability and evidence. What was seen directly
+// (a failed health check, a trend) goes before what the score suggests.
+func (p *Predictor) conclude(out *fleet.Prediction, f finding) {
+	if f.signature != fleet.SignatureNone {
+		out.Signature, out.Culprit, out.FailureProbability = f.signature, f.culprit, f.probability
+		out.Evidence = append(out.Evidence, f.sentences...)
+	}
+	if !p.alarm {
+		return
+	}
+	if out.Signature == fleet.SignatureNone {
+		out.Signature, out.Culprit = suspect(out.Contributions)
+		// An unusual host without a known cause: Netdata and Azure Narya both
+		// report that most such alarms pass by themselves, so it stays well
+		// under one half.
+		out.FailureProbability = 0.25
+	}
+	if out.AnomalyScore >= p.threshold {
+		out.Evidence = append(out.Evidence, fmt.Sprintf(
+			"the sample is as unusual as one in 10^%.1f of this host's normal ones (alarm from 10^%.1f)", out.AnomalyScore, p.threshold))
+	}
+}
+
+// align maps the columns of a schema to the detector's, which only grow.
+func (p *Predictor) align(schema *fleet.Schema) error {
+	if schema == p.schema && p.detector != nil {
+		return nil
+	}
+	order := make([]int, schema.Len())
+	for i, name := range schema.Names() {
+		c, ok := p.columns[name]
+		if !ok {
+			c = len(p.names)
+			p.columns[name] = c
+			p.names = append(p.names, name)
+		}
+		order[i] = c
+	}
+	var err error
+	if p.detector == nil {
+		p.detector, err = p.cfg.NewDetector(p.host, len(p.names))
+	} else if len(p.names) > len(p.x) {
+		err = p.detector.Grow(len(p.names))
+	}
+	if err != nil {
+		return fmt.Errorf("detector of %s: %w", p.host, err)
+	}
+	p.schema, p.order = schema, order
+	p.x = make([]float64, len(p.names))
+	p.shares = make([]float64, len(p.names))
+	return nil
+}
+
+func (p *Predictor) contributions(s *fleet.Sample) []fleet.Contribution {
+	total := p.detector.Explain(p.shares)
+	if !(total > 0) {
+		return []fleet.Contribution{}
+	}
+	var top [topSeries]int
+	n := 0
+	for c := range p.shares {
+		at, _ := slices.BinarySearchFunc(top[:n], p.shares[c], func(i int, share float64) int { return cmp.Compare(share, p.shares[i]) })
+		if at == topSeries {
+			continue
+		}
+		n = min(n+1, topSeries)
+		copy(top[at+1:n], top[at:n-1])
+		top[at] = c
+	}
+	out := make([]fleet.Contribution, 0, n)
+	for _, c := range top[:n] {
+		if p.shares[c] <= 0 {
+			break
+		}
+		contribution := fleet.Contribution{Series: p.names[c], Share: p.shares[c] / total}
+		if v := p.x[c]; !math.IsNaN(v) {
+			contribution.Value = &v
+		}
+		out = append(out, contribution)
+	}
+	return out
+}
