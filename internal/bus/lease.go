@@ -57,7 +57,7 @@ func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error)
 func (l *Leases) Renew(ctx context.Context, lease *Lease, owner string) error {
 	// KeyValue.Update would drop the TTL, so publish what it does, with one.
 	msg := &nats.Msg{Subject: "$KV." + l.bucket + "." + lease.Key, Data: []byte(owner), Header: nats.Header{
-		jetstream.MsgTTLHeader:                {l.ttl.String()},
+		jetstream.MsgTTLHeader:              {l.ttl.String()},
 		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(lease.revision, 10)},
 	}}
 	ack, err := l.js.PublishMsg(ctx, msg)
