@@ -133,8 +133,8 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		out.Contributions = p.contributions(s)
 	}
 	finding := p.evidence.judge(p.cfg.Horizon)
-	p.updateAlarm(out.AnomalyScore, finding)
-	out.Anomalous = p.alarm
+	p.updateAlarm(out.AnomalyScore)
+	out.Anomalous = p.alarm || finding.signature != fleet.SignatureNone
 	p.conclude(&out, finding)
 	return out, nil
 }
@@ -147,14 +147,22 @@ func surprise(tail float64) float64 {
 	return -math.Log10(min(max(tail, 1e-300), 1))
 }
 
-func (p *Predictor) updateAlarm(score float64, f finding) {
+// Recovered tells that an action has just ended well: what was seen before it
+// says nothing of the host any more.
+func (p *Predictor) Recovered() {
+	p.evidence.restart()
+	p.alarm, p.over, p.calm = false, 0, 0
+}
+
+// updateAlarm begins and ends the alarm that the score alone gives.
+func (p *Predictor) updateAlarm(score float64) {
 	if score >= p.threshold {
 		p.over++
 	} else {
 		p.over = 0
 	}
 	switch {
-	case p.over >= confirm || f.signature != fleet.SignatureNone:
+	case p.over >= confirm:
 		p.alarm, p.calm = true, 0
 	case score < p.threshold/2:
 		p.calm++
@@ -173,10 +181,7 @@ func (p *Predictor) conclude(out *fleet.Prediction, f finding) {
 		out.Signature, out.Culprit, out.FailureProbability = f.signature, f.culprit, f.probability
 		out.Evidence = append(out.Evidence, f.sentences...)
 	}
-	if !p.alarm {
-		return
-	}
-	if out.Signature == fleet.SignatureNone {
+	if p.alarm && out.Signature == fleet.SignatureNone {
 		out.Signature, out.Culprit = suspect(out.Contributions)
 		// An unusual host without a known cause: Netdata and Azure Narya both
 		// report that most such alarms pass by themselves, so it stays well

@@ -1,0 +1,283 @@
+package predictor
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// steady is a detector that learns for a while and then answers a fixed tail.
+type steady struct {
+	columns, learn, seen int
+	tail                 float64
+	x                    []float64
+}
+
+func (d *steady) Observe(_ time.Time, x []float64) Observation {
+	d.seen++
+	d.x = append(d.x[:0], x...)
+	if d.seen <= d.learn {
+		return Observation{Learning: true, Learned: float64(d.seen) / float64(d.learn), Tail: 1}
+	}
+	return Observation{Learned: 1, Tail: d.tail}
+}
+
+func (d *steady) Explain(dst []float64) float64 {
+	total := 0.0
+	for i := range dst {
+		dst[i] = float64(i)
+		total += dst[i]
+	}
+	return total
+}
+
+func (d *steady) Grow(columns int) error { d.columns = columns; return nil }
+
+type world struct {
+	t        *testing.T
+	p        *Predictor
+	detector *steady
+	schema   *fleet.Schema
+	values   map[string]float64
+	now      time.Time
+}
+
+func newWorld(t *testing.T, values map[string]float64, names ...string) *world {
+	w := &world{t: t, detector: &steady{learn: 5, tail: 0.5}, schema: fleet.NewSchema(names), values: values, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	p, err := New("h1", Config{
+		NewDetector: func(_ fleet.HostID, columns int) (Detector, error) {
+			w.detector.columns = columns
+			return w.detector, nil
+		},
+		Model: "steady/1", FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.p = p
+	return w
+}
+
+func (w *world) step() fleet.Prediction {
+	w.t.Helper()
+	w.now = w.now.Add(time.Second)
+	s := fleet.Sample{Host: "h1", Time: w.now, Boot: "b", Schema: w.schema, Values: make([]float64, w.schema.Len())}
+	for i, n := range w.schema.Names() {
+		v, ok := w.values[n]
+		if !ok {
+			v = math.NaN()
+		}
+		s.Values[i] = v
+	}
+	out, err := w.p.Observe(&s)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *world) steps(n int) (out fleet.Prediction) {
+	for range n {
+		out = w.step()
+	}
+	return out
+}
+
+func TestLearningIsVisibleAndSilent(t *testing.T) {
+	w := newWorld(t, map[string]float64{"load_1m": 1}, "load_1m")
+	w.detector.tail = 1e-12
+	for i := 1; i <= 5; i++ {
+		p := w.step()
+		if p.State != fleet.PredictionLearning || p.Learned != float64(i)/5 || p.Anomalous || p.AnomalyScore != 0 {
+			t.Fatalf("while learning: %+v", p)
+		}
+	}
+	if p := w.step(); p.State != fleet.PredictionScoring || p.AnomalyScore < 11 {
+		t.Errorf("after learning: %+v", p)
+	}
+}
+
+func TestOneOddSampleIsNoAlarm(t *testing.T) {
+	w := newWorld(t, map[string]float64{"load_1m": 1}, "load_1m")
+	w.steps(6)
+	w.detector.tail = 1e-9
+	if p := w.steps(2); p.Anomalous {
+		t.Error("two odd samples raised an alarm")
+	}
+	if p := w.step(); !p.Anomalous || p.Signature != fleet.SignatureUnknown {
+		t.Errorf("three odd samples: %+v", p)
+	}
+	w.detector.tail = 0.5
+	if p := w.steps(clearAfter); p.Anomalous || p.FailureProbability != 0 {
+		t.Errorf("the alarm did not end: %+v", p)
+	}
+}
+
+func TestTheThresholdIsTheAskedFalseAlarmRate(t *testing.T) {
+	w := newWorld(t, nil, "load_1m")
+	// One alarm in 30 days of one sample a second: 1 in 2,592,000.
+	if got, want := w.p.Threshold(), math.Log10(2_592_000); math.Abs(got-want) > 1e-9 {
+		t.Errorf("threshold %v, want %v", got, want)
+	}
+}
+
+func TestAFailingHealthCheckIsAHang(t *testing.T) {
+	v := map[string]float64{"unit_healthy{a.service}": 1, "unit_healthy{never.service}": 0}
+	w := newWorld(t, v, "unit_healthy{a.service}", "unit_healthy{never.service}")
+	if p := w.steps(10); p.Signature != fleet.SignatureNone {
+		t.Fatalf("a unit that was never healthy is not failing now: %+v", p)
+	}
+	v["unit_healthy{a.service}"] = 0
+	if p := w.steps(2); p.Signature != fleet.SignatureNone {
+		t.Fatalf("two failed checks: %+v", p)
+	}
+	p := w.step()
+	if p.Signature != fleet.SignatureServiceHang || p.Culprit != "a.service" || p.FailureProbability < 0.5 || !p.Anomalous {
+		t.Errorf("three failed checks: %+v", p)
+	}
+	if len(p.Evidence) == 0 || !strings.Contains(p.Evidence[0], "a.service") {
+		t.Errorf("evidence %q does not name the unit", p.Evidence)
+	}
+}
+
+func TestASteadilyGrowingUnitIsALeak(t *testing.T) {
+	const mib = 1 << 20
+	v := map[string]float64{"unit_memory_bytes{a.service}": 50 * mib, "memory_available_bytes": 8 << 30}
+	w := newWorld(t, v, "unit_memory_bytes{a.service}", "memory_available_bytes")
+	for i := range 60 { // noise of a MiB around a level
+		v["unit_memory_bytes{a.service}"] = float64(50+i%3) * mib
+		if p := w.step(); p.Signature != fleet.SignatureNone {
+			t.Fatalf("noise taken for a leak: %+v", p)
+		}
+	}
+	detected := 0
+	var p fleet.Prediction
+	for i := 1; i <= 60 && detected == 0; i++ {
+		v["unit_memory_bytes{a.service}"] += 4 * mib
+		if p = w.step(); p.Signature == fleet.SignatureMemoryLeak {
+			detected = i
+		}
+	}
+	if detected == 0 || detected > 30 {
+		t.Fatalf("a leak of 4 MiB/s was seen after %d s, want 1 to 30", detected)
+	}
+	if p.Culprit != "a.service" || p.FailureProbability < 0.5 {
+		t.Errorf("prediction %+v", p)
+	}
+	v["unit_memory_bytes{a.service}"] = 20 * mib // restarted
+	if p := w.step(); p.Signature != fleet.SignatureNone {
+		t.Errorf("after the restart: %+v", p)
+	}
+}
+
+func TestASlowLeakFarFromItsLimitIsNotUrgent(t *testing.T) {
+	const mib = 1 << 20
+	v := map[string]float64{"unit_memory_bytes{a.service}": 50 * mib, "memory_available_bytes": 1 << 40}
+	w := newWorld(t, v, "unit_memory_bytes{a.service}", "memory_available_bytes")
+	for range 90 {
+		v["unit_memory_bytes{a.service}"] += mib
+		if p := w.step(); p.FailureProbability >= 0.5 {
+			t.Fatalf("a terabyte is free: %+v", p)
+		}
+	}
+}
+
+func TestAGrowingSchemaKeepsTheDetector(t *testing.T) {
+	v := map[string]float64{"a": 1, "b": 2, "c": 3}
+	w := newWorld(t, v, "a", "b")
+	w.steps(6)
+	w.schema = fleet.NewSchema([]string{"c", "b"})
+	w.step()
+	if w.detector.seen != 7 || w.detector.columns != 3 {
+		t.Errorf("seen %d samples over %d columns, want 7 over 3", w.detector.seen, w.detector.columns)
+	}
+	if x := w.detector.x; !math.IsNaN(x[0]) || x[1] != 2 || x[2] != 3 {
+		t.Errorf("columns are %v, want a missing, b 2, c 3", x)
+	}
+}
+
+func TestContributionsAreTheLargestSharesFirst(t *testing.T) {
+	w := newWorld(t, map[string]float64{"f": 7}, "a", "b", "c", "d", "e", "f", "g")
+	p := w.steps(6)
+	if len(p.Contributions) != topSeries || p.Contributions[0].Series != "g" || p.Contributions[1].Series != "f" {
+		t.Fatalf("contributions %+v", p.Contributions)
+	}
+	if p.Contributions[0].Value != nil || p.Contributions[1].Value == nil || *p.Contributions[1].Value != 7 {
+		t.Errorf("a missing value must stay missing: %+v", p.Contributions)
+	}
+	if got, want := p.Contributions[0].Share, 6.0/21; math.Abs(got-want) > 1e-12 {
+		t.Errorf("share %v, want %v", got, want)
+	}
+}
+
+func TestAnOldSampleIsRefused(t *testing.T) {
+	w := newWorld(t, map[string]float64{"a": 1}, "a")
+	w.steps(3)
+	w.now = w.now.Add(-2 * time.Second)
+	s := fleet.Sample{Host: "h1", Time: w.now, Schema: w.schema, Values: []float64{1}}
+	if _, err := w.p.Observe(&s); err == nil {
+		t.Error("a sample older than the last was scored")
+	}
+}
+
+var costs = Costs{CrashSeconds: 300, HandOverSeconds: 120}
+
+func host(vms int, actions ...fleet.Action) fleet.Host {
+	h := fleet.Host{ID: "h1", Actions: actions}
+	for range vms {
+		h.VMs = append(h.VMs, fleet.VM{ID: "v", State: "running"})
+	}
+	return h
+}
+
+func TestDecide(t *testing.T) {
+	all := fleet.Actions()
+	for _, c := range []struct {
+		name        string
+		signature   fleet.Signature
+		probability float64
+		host        fleet.Host
+		want        fleet.Action
+	}{
+		{"a healthy host is left alone", fleet.SignatureNone, 0, host(4, all...), fleet.ActionNone},
+		{"an unlikely failure is left alone", fleet.SignatureMemoryLeak, 0.1, host(4, all...), fleet.ActionNone},
+		{"a hang is recycled", fleet.SignatureServiceHang, 0.9, host(4, all...), fleet.ActionRecycle},
+		{"a leak is recycled", fleet.SignatureMemoryLeak, 0.8, host(4, all...), fleet.ActionRecycle},
+		{"also on a host without VMs", fleet.SignatureMemoryLeak, 0.8, host(0, all...), fleet.ActionRecycle},
+		{"failing memory is left by migration", fleet.SignatureMemoryHardware, 0.6, host(4, all...), fleet.ActionLiveMigrate},
+		{"a kernel fault is reset where there is nowhere to go", fleet.SignatureKernelFault, 0.7,
+			host(4, fleet.ActionPreservingReset), fleet.ActionPreservingReset},
+		{"a host that can do nothing is handed over", fleet.SignatureDisk, 0.6, host(4), fleet.ActionHandOver},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := Decide(fleet.Prediction{Host: "h1", State: fleet.PredictionScoring, Signature: c.signature, FailureProbability: c.probability, HorizonSeconds: 3600}, c.host, costs)
+			if d.Action != c.want {
+				t.Errorf("chose %s, want %s: %+v", d.Action, c.want, d.Alternatives)
+			}
+			if len(d.Alternatives) != len(fleet.Actions()) {
+				t.Errorf("%d alternatives, want one for each action", len(d.Alternatives))
+			}
+			for _, a := range d.Alternatives {
+				if a.CostVMSeconds < 0 || math.IsNaN(a.CostVMSeconds) || a.Why == "" {
+					t.Errorf("alternative %+v", a)
+				}
+				if a.Available && c.want != fleet.ActionNone && a.CostVMSeconds < d.CostVMSeconds {
+					t.Errorf("%s is cheaper than the choice", a.Action)
+				}
+			}
+			if d.Reason == "" || d.Propensity != 1 {
+				t.Errorf("reason %q, propensity %v", d.Reason, d.Propensity)
+			}
+		})
+	}
+}
+
+func TestAStalePredictionCallsForNothing(t *testing.T) {
+	d := Decide(fleet.Prediction{Host: "h1", State: fleet.PredictionStale, Signature: fleet.SignatureServiceHang, FailureProbability: 0.9}, host(3, fleet.Actions()...), costs)
+	if d.Action != fleet.ActionNone {
+		t.Errorf("chose %s on stale evidence", d.Action)
+	}
+}
