@@ -1,0 +1,111 @@
+// Package cli is the command line of Tardigrade: it reads flags and the
+// configuration, and wires the packages together.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+)
+
+// Main runs the program and returns its exit status: 0 for success, 1 for a
+// failure, 2 for a wrong use.
+func Main(version string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := newRoot(version).ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(os.Stderr, "tardigrade: %v\nSee 'tardigrade --help'.\n", err)
+		return 2
+	}
+	fmt.Fprintf(os.Stderr, "tardigrade: %v\n", err)
+	return 1
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+// app is what every command shares.
+type app struct {
+	version    string
+	configFile string
+	logLevel   string
+	logJSON    bool
+}
+
+func newRoot(version string) *cobra.Command {
+	a := &app{version: version}
+	root := &cobra.Command{
+		Use:   "tardigrade",
+		Short: "Keep virtual machines alive when their host starts to fail",
+		Long: `Tardigrade watches the hosts of a Linux/KVM fleet, predicts which ones are failing,
+recommends the cheapest action that saves their VMs, and carries it out once it is
+allowed to: recycle the host's services, a preserving reset, or live migration.
+
+Start with:
+  tardigrade serve --demo         the whole loop on this machine and a simulated fleet
+  tardigrade serve                the control plane, watching this machine
+  tardigrade agent --config FILE  the agent on a host, reporting to a control plane
+
+Nothing acts on a host until its agent is configured with 'act: true', and then
+each action waits for a person's approval unless policy.mode says otherwise.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+	f := root.PersistentFlags()
+	f.StringVarP(&a.configFile, "config", "c", "", "configuration `file` (YAML); without one, safe defaults")
+	f.StringVar(&a.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	f.BoolVar(&a.logJSON, "log-json", !isTerminal(os.Stderr), "log as JSON lines (the default where stderr is not a terminal)")
+	root.AddCommand(a.serve(), a.agent(), a.configCommand(), a.audit())
+	return root
+}
+
+// load reads the configuration and makes the logger.
+func (a *app) load() (config.Config, *slog.Logger, error) {
+	c, err := config.Load(a.configFile)
+	if err != nil {
+		return c, nil, err
+	}
+	log, err := a.logger(os.Stderr)
+	return c, log, err
+}
+
+func (a *app) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(a.logLevel)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q is not debug, info, warn or error", a.logLevel)}
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if a.logJSON {
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return slog.New(slog.NewTextHandler(w, o)), nil
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// noArgs refuses arguments as a wrong use.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument, and was given %q", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}

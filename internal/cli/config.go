@@ -1,0 +1,42 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+)
+
+func (a *app) configCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Check or print the configuration"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "check", Short: "Say whether the configuration file is right, without starting anything", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := config.Load(a.configFile); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "the configuration is right")
+			return nil
+		},
+	}, &cobra.Command{
+		Use: "show", Short: "Print every key with the value that is in force", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(a.configFile)
+			if err != nil {
+				return err
+			}
+			if c.Influx.Token != "" {
+				c.Influx.Token = "(hidden)"
+			}
+			data, err := yaml.Marshal(c)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(data)
+			return err
+		},
+	})
+	return cmd
+}

@@ -1,0 +1,147 @@
+package control
+
+import (
+	"context"
+	"hash/maphash"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// predictions scores every sample of the fleet as it comes in, and keeps the
+// newest sample and prediction of each host. Hosts are spread over a few
+// workers, each of which takes its hosts' samples in order.
+type predictions struct {
+	make    func(fleet.HostID, bool) (*predictor.Predictor, error)
+	decided func(context.Context, *fleet.Sample, fleet.Prediction)
+	failed  func(fleet.HostID, error)
+
+	seed  maphash.Seed
+	lanes []chan fleet.Sample
+
+	mu    sync.RWMutex
+	hosts map[fleet.HostID]*hostState
+}
+
+type hostState struct {
+	mu         sync.Mutex
+	predictor  *predictor.Predictor
+	sample     fleet.Sample
+	prediction fleet.Prediction
+	refused    int
+}
+
+func newPredictions(make_ func(fleet.HostID, bool) (*predictor.Predictor, error),
+	decided func(context.Context, *fleet.Sample, fleet.Prediction), failed func(fleet.HostID, error)) *predictions {
+	p := &predictions{make: make_, decided: decided, failed: failed, seed: maphash.MakeSeed(), hosts: make(map[fleet.HostID]*hostState)}
+	for range runtime.GOMAXPROCS(0) {
+		p.lanes = append(p.lanes, make(chan fleet.Sample, 1024))
+	}
+	return p
+}
+
+// run works until ctx ends.
+func (p *predictions) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, lane := range p.lanes {
+		wg.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case s := <-lane:
+					p.score(ctx, s)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// offer hands a sample to its host's worker. It waits where the worker is behind:
+// the stream keeps what comes meanwhile.
+func (p *predictions) offer(ctx context.Context, s fleet.Sample) {
+	lane := p.lanes[maphash.String(p.seed, string(s.Host))%uint64(len(p.lanes))]
+	select {
+	case lane <- s:
+	case <-ctx.Done():
+	}
+}
+
+func (p *predictions) score(ctx context.Context, s fleet.Sample) {
+	h := p.state(s.Host)
+	h.mu.Lock()
+	if h.predictor == nil {
+		made, err := p.make(s.Host, s.Simulated)
+		if err != nil {
+			h.mu.Unlock()
+			p.failed(s.Host, err)
+			return
+		}
+		h.predictor = made
+	}
+	out, err := h.predictor.Observe(&s)
+	if err != nil {
+		h.refused++
+		first := h.refused == 1
+		h.mu.Unlock()
+		if first {
+			p.failed(s.Host, err)
+		}
+		return
+	}
+	h.refused = 0
+	h.sample, h.prediction = s, out
+	h.mu.Unlock()
+	p.decided(ctx, &s, out)
+}
+
+func (p *predictions) state(id fleet.HostID) *hostState {
+	p.mu.RLock()
+	h := p.hosts[id]
+	p.mu.RUnlock()
+	if h != nil {
+		return h
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h = p.hosts[id]; h == nil {
+		h = &hostState{}
+		p.hosts[id] = h
+	}
+	return h
+}
+
+// find returns the newest prediction and sample of a host; stale if the sample
+// is older than limit.
+func (p *predictions) find(id fleet.HostID, limit time.Duration) (fleet.Prediction, fleet.Sample, bool) {
+	p.mu.RLock()
+	h := p.hosts[id]
+	p.mu.RUnlock()
+	if h == nil {
+		return fleet.Prediction{}, fleet.Sample{}, false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sample.Schema == nil {
+		return fleet.Prediction{}, fleet.Sample{}, false
+	}
+	out := h.prediction
+	if time.Since(h.sample.Time) > limit {
+		out.State = fleet.PredictionStale
+	}
+	return out, h.sample, true
+}
+
+// recovered tells a host's predictor that an action ended well.
+func (p *predictions) recovered(id fleet.HostID) {
+	h := p.state(id)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.predictor != nil {
+		h.predictor.Recovered()
+	}
+}

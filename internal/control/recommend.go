@@ -1,0 +1,282 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// recommender keeps at most one open recommendation for each host, true to the
+// newest prediction, and carries its state from pending to final.
+type recommender struct {
+	table  *bus.Table[fleet.Recommendation]
+	audit  *bus.Audit
+	policy config.Policy
+	log    *slog.Logger
+	// execute starts the execution of an approved recommendation.
+	execute func(context.Context, fleet.Recommendation) (fleet.Execution, error)
+
+	mu   sync.Mutex
+	open map[fleet.HostID]string // host to its open recommendation
+	// quiet says until when a host is not recommended anything: after a person
+	// said no, and after an execution.
+	quiet map[fleet.HostID]time.Time
+}
+
+var errNotOpen = errors.New("the recommendation is not open any more")
+
+func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy config.Policy, log *slog.Logger) *recommender {
+	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time)}
+	for _, rec := range table.All() {
+		if !rec.State.Final() {
+			r.open[rec.Host] = rec.ID
+		}
+	}
+	return r
+}
+
+// costs are the figures of the configuration as the policy wants them.
+func (r *recommender) costs() predictor.Costs {
+	return predictor.Costs{CrashSeconds: r.policy.CrashSeconds, HandOverSeconds: r.policy.HandOverSeconds}
+}
+
+// consider takes a new prediction and the host it is of.
+func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
+	d := predictor.Decide(p, h, r.costs())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if id := r.open[h.ID]; id != "" {
+		r.reconsider(ctx, id, p, d)
+		return
+	}
+	if d.Action == fleet.ActionNone || p.Time.Before(r.quiet[h.ID]) {
+		return
+	}
+	now := time.Now().UTC()
+	rec := fleet.Recommendation{
+		ID: ulid.Make().String(), Host: h.ID, Time: now, Expires: now.Add(r.policy.ApprovalExpires.D()),
+		Simulated: h.Simulated, DryRun: h.DryRun || r.policy.Mode == "dry-run", State: fleet.RecommendationPending,
+		Action: d.Action, Prediction: p, CostVMSeconds: d.CostVMSeconds, Alternatives: d.Alternatives,
+		Reason: d.Reason, Propensity: d.Propensity, Policy: predictor.PolicyName,
+	}
+	if rec.DryRun {
+		rec.State = fleet.RecommendationDryRun
+	}
+	if _, err := r.table.Create(ctx, rec.ID, rec); err != nil {
+		r.log.Error("a recommendation could not be stored", "host", h.ID, "err", err)
+		return
+	}
+	r.open[h.ID] = rec.ID
+	r.record(ctx, "policy:"+rec.Policy, "recommend", rec)
+	r.log.Info("recommendation", "host", h.ID, "action", rec.Action, "signature", p.Signature, "culprit", p.Culprit, "dry_run", rec.DryRun, "id", rec.ID)
+}
+
+// reconsider closes an open recommendation that the evidence no longer carries.
+func (r *recommender) reconsider(ctx context.Context, id string, p fleet.Prediction, d predictor.Decision) {
+	rec, _, ok := r.table.Find(id)
+	if !ok || rec.State != fleet.RecommendationPending && rec.State != fleet.RecommendationDryRun {
+		return
+	}
+	note := ""
+	switch {
+	case !p.Anomalous:
+		note = "the evidence is gone"
+	case d.Action != fleet.ActionNone && (d.Action != rec.Action || p.Culprit != rec.Prediction.Culprit && p.FailureProbability >= 0.5):
+		note = fmt.Sprintf("the evidence now points to %s: %s", p.Signature, d.Action)
+	default:
+		return
+	}
+	r.close(ctx, id, fleet.RecommendationSuperseded, "policy:"+predictor.PolicyName, note)
+}
+
+// close ends a recommendation unless it went on meanwhile. r.mu is held.
+func (r *recommender) close(ctx context.Context, id string, to fleet.RecommendationState, who, note string) {
+	rec, err := r.table.Change(ctx, id, func(rec *fleet.Recommendation) error {
+		if rec.State != fleet.RecommendationPending && rec.State != fleet.RecommendationDryRun {
+			return errNotOpen
+		}
+		rec.State, rec.Note, rec.DecidedBy, rec.DecidedAt = to, note, who, time.Now().UTC()
+		return nil
+	})
+	if errors.Is(err, errNotOpen) {
+		return
+	}
+	if err != nil {
+		r.log.Error("a recommendation could not be closed", "id", id, "err", err)
+		return
+	}
+	delete(r.open, rec.Host)
+	r.record(ctx, who, string(to), rec)
+}
+
+// sweep expires what nobody decided, and carries out what the configuration
+// approves by itself.
+func (r *recommender) sweep(ctx context.Context, now time.Time) {
+	r.mu.Lock()
+	var approve []string
+	for _, id := range r.open {
+		rec, _, ok := r.table.Find(id)
+		switch {
+		case !ok:
+		case (rec.State == fleet.RecommendationPending || rec.State == fleet.RecommendationDryRun) && now.After(rec.Expires):
+			r.close(ctx, id, fleet.RecommendationExpired, "clock", "nobody decided in time")
+		case rec.State == fleet.RecommendationPending && (r.policy.Mode == "automatic" || rec.Simulated && now.Sub(rec.Time) > simulatedApproval):
+			approve = append(approve, id)
+		}
+	}
+	r.mu.Unlock()
+	for _, id := range approve {
+		who := "policy:automatic"
+		if _, err := r.approve(ctx, id, who, ""); err != nil {
+			r.log.Warn("an automatic approval was not carried out", "id", id, "err", err)
+		}
+	}
+}
+
+// simulatedApproval is how long a recommendation for a simulated host can be
+// seen pending before the demonstration goes on by itself.
+const simulatedApproval = 4 * time.Second
+
+// decision errors are told apart by the API.
+var (
+	errDecided = errors.New("already decided")
+	errExpired = errors.New("expired")
+)
+
+// decide moves a pending recommendation to a decided state, once.
+func (r *recommender) decide(ctx context.Context, id, who, note string, to fleet.RecommendationState) (fleet.Recommendation, error) {
+	rec, err := r.table.Change(ctx, id, func(rec *fleet.Recommendation) error {
+		now := time.Now().UTC()
+		switch {
+		case rec.State == fleet.RecommendationDryRun && to == fleet.RecommendationApproved:
+			return fmt.Errorf("recommendation %s is a dry run: nothing may act on host %s (allow it with agent.act and policy.mode): %w", id, rec.Host, errDecided)
+		case rec.State == fleet.RecommendationExpired || !rec.State.Final() && now.After(rec.Expires) && rec.State != fleet.RecommendationExecuting:
+			return fmt.Errorf("recommendation %s expired at %s: its evidence is too old to act on; wait for a new one: %w", id, rec.Expires.Format(time.RFC3339), errExpired)
+		case rec.State != fleet.RecommendationPending && rec.State != fleet.RecommendationDryRun:
+			return fmt.Errorf("recommendation %s is %s since %s, by %s: %w", id, rec.State, rec.DecidedAt.Format(time.RFC3339), orNobody(rec.DecidedBy), errDecided)
+		}
+		rec.State, rec.DecidedBy, rec.DecidedAt, rec.Note = to, who, now, note
+		return nil
+	})
+	return rec, err
+}
+
+// begin writes the approval down and then starts the execution: what cannot be
+// audited is not done.
+func (r *recommender) begin(ctx context.Context, who string, rec fleet.Recommendation) (fleet.Execution, error) {
+	if err := r.record(ctx, who, "approve", rec); err != nil {
+		return fleet.Execution{}, err
+	}
+	return r.execute(ctx, rec)
+}
+
+// resume settles what a restart of the control plane interrupted. An approval
+// whose execution did not begin is not carried out any more: its evidence is old.
+func (r *recommender) resume(ctx context.Context, executions []fleet.Execution) {
+	byRecommendation := make(map[string]fleet.Execution)
+	for _, e := range executions {
+		byRecommendation[e.Recommendation] = e
+	}
+	for _, rec := range r.table.All() {
+		e, begun := byRecommendation[rec.ID]
+		switch {
+		case rec.State.Final():
+		case begun && e.State.Final():
+			r.finished(ctx, e)
+		case rec.State != fleet.RecommendationApproved:
+		case begun:
+			r.settle(ctx, rec.ID, func(rec *fleet.Recommendation) { rec.State, rec.Execution = fleet.RecommendationExecuting, e.ID }, nil)
+		default:
+			r.settle(ctx, rec.ID, func(rec *fleet.Recommendation) {
+				rec.State, rec.Note = fleet.RecommendationSuperseded, "the control plane restarted before it began, and the evidence is old now"
+			}, nil)
+		}
+	}
+}
+
+func orNobody(s string) string {
+	if s == "" {
+		return "nobody"
+	}
+	return s
+}
+
+// approve lets a recommendation be carried out and starts the execution.
+func (r *recommender) approve(ctx context.Context, id, who, note string) (fleet.Recommendation, error) {
+	rec, err := r.decide(ctx, id, who, note, fleet.RecommendationApproved)
+	if err != nil {
+		return rec, err
+	}
+	execution, err := r.begin(ctx, who, rec)
+	return r.settle(ctx, id, func(rec *fleet.Recommendation) {
+		if err != nil {
+			rec.State, rec.Note = fleet.RecommendationBlocked, err.Error()
+			return
+		}
+		rec.State, rec.Execution = fleet.RecommendationExecuting, execution.ID
+	}, err)
+}
+
+// settle records what became of an approved recommendation. why is returned
+// where there is one, beside the record.
+func (r *recommender) settle(ctx context.Context, id string, f func(*fleet.Recommendation), why error) (fleet.Recommendation, error) {
+	rec, err := r.table.Change(ctx, id, func(rec *fleet.Recommendation) error { f(rec); return nil })
+	if err != nil {
+		return rec, errors.Join(why, err)
+	}
+	if rec.State.Final() {
+		r.mu.Lock()
+		if r.open[rec.Host] == id {
+			delete(r.open, rec.Host)
+		}
+		r.quiet[rec.Host] = time.Now().Add(r.policy.Cooldown.D())
+		r.mu.Unlock()
+	}
+	return rec, why
+}
+
+// reject says no, for as long as the cool-down lasts.
+func (r *recommender) reject(ctx context.Context, id, who, note string) (fleet.Recommendation, error) {
+	rec, err := r.decide(ctx, id, who, note, fleet.RecommendationRejected)
+	if err != nil {
+		return rec, err
+	}
+	r.record(ctx, who, "reject", rec)
+	return r.settle(ctx, id, func(*fleet.Recommendation) {}, nil)
+}
+
+// finished closes the recommendation behind an execution that ended.
+func (r *recommender) finished(ctx context.Context, e fleet.Execution) {
+	if e.Recommendation == "" || !e.State.Final() {
+		return
+	}
+	rec, _, err := r.table.Load(ctx, e.Recommendation)
+	if err != nil || rec.State.Final() {
+		return
+	}
+	if _, err := r.settle(ctx, e.Recommendation, func(rec *fleet.Recommendation) {
+		rec.State, rec.Execution, rec.Note = fleet.RecommendationDone, e.ID, string(e.State)+": "+e.Outcome
+	}, nil); err != nil {
+		r.log.Error("the outcome of a recommendation could not be stored", "id", e.Recommendation, "err", err)
+	}
+}
+
+func (r *recommender) record(ctx context.Context, who, event string, rec fleet.Recommendation) error {
+	err := r.audit.Append(ctx, who, event, rec.ID, map[string]any{
+		"host": rec.Host, "action": rec.Action, "signature": rec.Prediction.Signature, "reason": rec.Reason, "propensity": rec.Propensity, "note": rec.Note,
+	})
+	if err != nil {
+		r.log.Error("the audit trail could not be written", "event", event, "id", rec.ID, "err", err)
+	}
+	return err
+}
