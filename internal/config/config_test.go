@@ -1,0 +1,87 @@
+package config
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultsAreValidAndSafe(t *testing.T) {
+	c := Default()
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if c.Policy.Mode != "approve" || c.Agent.Act || c.Bus.Listen != "" || !strings.HasPrefix(c.API.Listen, "127.0.0.1:") {
+		t.Errorf("an empty configuration must act on nothing and listen on loopback alone: %+v", c)
+	}
+}
+
+func TestParse(t *testing.T) {
+	c := Default()
+	err := c.Parse([]byte(`
+influx: {url: "http://127.0.0.1:8086", org: o, bucket: tg/autogen, token: "u:p"}
+agent:
+  host: h1
+  interval: 250ms
+  units:
+    - {name: a.service, health: {tcp: "127.0.0.1:9000", timeout: 2s}}
+    - {name: b.service}
+policy: {mode: automatic, cooldown: 0s}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Agent.Interval.D() != 250*time.Millisecond || len(c.Agent.Units) != 2 || c.Agent.Units[0].Health.Timeout.D() != 2*time.Second {
+		t.Errorf("agent %+v", c.Agent)
+	}
+	if c.Policy.Mode != "automatic" || c.Policy.Cooldown != 0 || c.Policy.MaxConcurrent != 1 {
+		t.Errorf("policy %+v: what the file does not say keeps its default", c.Policy)
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for _, c := range []struct{ name, file, want string }{
+		{"unknown key", "agent: {intervall: 1s}", "intervall"},
+		{"unknown section", "agnet: {}", "agnet"},
+		{"duration without a unit", "agent: {interval: 5}", "not a duration"},
+		{"word for a duration", "model: {learn: soon}", "not a duration"},
+		{"negative duration", "policy: {cooldown: -5s}", "negative"},
+		{"interval too short", "agent: {interval: 1ms}", "out of range"},
+		{"host name", "agent: {host: 'a b'}", "agent.host"},
+		{"not a unit", "agent: {units: [{name: libvirtd}]}", "libvirtd.service"},
+		{"two health checks", "agent: {units: [{name: a.service, health: {tcp: 'a:1', http: 'http://a'}}]}", "give one of"},
+		{"influx without a bucket", "influx: {url: 'http://127.0.0.1:8086'}", "influx.bucket"},
+		{"influx with a bad address", "influx: {url: 'localhost:8086', bucket: b}", "influx.url"},
+		{"mode", "policy: {mode: auto}", "automatic"},
+		{"role", "api: {tokens: [{name: a, sha256: " + strings.Repeat("a", 64) + ", role: root}]}", "role"},
+		{"token in plain text", "api: {tokens: [{name: a, sha256: secret, role: admin}]}", "sha256sum"},
+		{"listen", "api: {listen: '8080'}", "ADDRESS:PORT"},
+		{"limit", "policy: {max_concurrent: 0}", "policy.freeze"},
+		{"not YAML", "agent: [", ""},
+		{"a list", "- a", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := Default()
+			err := d.Parse([]byte(c.file))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error is %v, want one that says %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestAMissingFileIsAnError(t *testing.T) {
+	if _, err := Load(t.TempDir() + "/none.yaml"); err == nil {
+		t.Error("a missing file was taken for an empty one")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("agent: {interval: 1s}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := Default()
+		if c.Parse(data) == nil && c.Validate() != nil {
+			t.Error("accepted a configuration that is not valid")
+		}
+	})
+}
