@@ -108,13 +108,19 @@ func (t *Table[T]) Find(key string) (v T, revision uint64, ok bool) {
 
 // All returns the local copies, ordered by key.
 func (t *Table[T]) All() []T {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	out := make([]T, 0, len(t.records))
-	for _, k := range slices.Sorted(maps.Keys(t.records)) {
-		out = append(out, t.records[k].value)
-	}
+	out := []T{}
+	t.Each(func(_ string, v T, _ uint64) { out = append(out, v) })
 	return out
+}
+
+// Each calls f for every local copy and its revision, ordered by key.
+func (t *Table[T]) Each(f func(key string, v T, revision uint64)) {
+	t.mu.RLock()
+	records := maps.Clone(t.records)
+	t.mu.RUnlock()
+	for _, k := range slices.Sorted(maps.Keys(records)) {
+		f(k, records[k].value, records[k].revision)
+	}
 }
 
 // Load reads a record from the bus itself.

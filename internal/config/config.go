@@ -144,6 +144,11 @@ type Policy struct {
 	// MinHealthyRatio is the share of the fleet that must be healthy, 0..1, not
 	// counting the host that is acted on.
 	MinHealthyRatio float64 `yaml:"min_healthy_ratio"`
+	// StormHosts and StormRatio are the storm brake: when at least so many hosts,
+	// and at least this share of the fleet, are predicted to fail at once, the
+	// prediction is doubted: nothing is done and a person is called.
+	StormHosts int     `yaml:"storm_hosts"`
+	StormRatio float64 `yaml:"storm_ratio"`
 	// Freeze stops every action while true.
 	Freeze bool `yaml:"freeze"`
 	// CrashSeconds is what one VM loses when its host fails.
@@ -189,6 +194,7 @@ func Default() Config {
 		Policy: Policy{
 			Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
 			Cooldown: Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
+			StormHosts: 5, StormRatio: 0.2,
 			CrashSeconds: 300, HandOverSeconds: 120,
 		},
 	}

@@ -1,0 +1,25 @@
+# Tardigrade. `make help` lists the targets.
+
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+export CGO_ENABLED = 0
+go_files = $(shell git ls-files '*.go')
+
+.PHONY: help build run check test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/tardigrade
+	go build -trimpath -ldflags "-s -w -X main.version=$(version)" -o bin/tardigrade .
+
+check: ## format, vet, staticcheck
+	@bad=$$(gofmt -l $(go_files)); [ -z "$$bad" ] || { echo "not formatted by gofmt:"; echo "$$bad"; exit 1; }
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+test: build ## install what the tests need, then run all of them
+	bash .ci/install-test-deps.sh
+	go test -shuffle=on -timeout 20m ./...
+
+clean: ## remove what was built
+	rm -rf bin .build
