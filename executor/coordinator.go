@@ -1,0 +1,686 @@
+package executor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/executor/driver"
+	"github.com/tardigrade-recovery/tardigrade/executor/guard"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// Record is an execution as it is stored: what everybody may know, and what the
+// coordinator needs to go on after a crash.
+type Record struct {
+	fleet.Execution
+	// Command is what the agent was last told, exactly as it is sent.
+	Command fleet.Command `json:"command,omitzero"`
+	// EvidenceAt is when the evidence for the action was seen last.
+	EvidenceAt time.Time       `json:"evidence_at,omitzero"`
+	Approval   *guard.Approval `json:"approval,omitempty"`
+}
+
+// Stored is a record and its revision in the store.
+type Stored struct {
+	Record
+	Revision uint64 `json:"-"`
+}
+
+// Store keeps records, by their ID. It answers [ErrConflict] where somebody else was
+// faster; the coordinator decides by that alone, never by what it read.
+type Store interface {
+	Create(ctx context.Context, r Record) (revision uint64, err error)
+	Update(ctx context.Context, r Record, revision uint64) (newRevision uint64, err error)
+	List(ctx context.Context) ([]Stored, error)
+}
+
+// Commands brings commands to host agents, at least once.
+type Commands interface {
+	Send(ctx context.Context, c fleet.Command) error
+}
+
+// Leases gives the exclusive right to act on a host. It ends by itself if it is not
+// renewed.
+type Leases interface {
+	// Acquire answers [ErrBusy] while another owner has the host. The token is
+	// larger than all before.
+	Acquire(ctx context.Context, host fleet.HostID, owner string) (token uint64, err error)
+	// Renew answers [ErrLeaseLost] if the lease ended or is another's. It works
+	// also in a process that was started after Acquire.
+	Renew(ctx context.Context, host fleet.HostID, owner string, token uint64) error
+	// Release gives the lease up; one that ended already is no error.
+	Release(ctx context.Context, host fleet.HostID, owner string, token uint64) error
+}
+
+// Surroundings is what the guard decides on, as it is at this instant. The
+// coordinator adds the executions. An error makes the guard refuse.
+type Surroundings interface {
+	Surroundings(ctx context.Context) (guard.Policy, guard.State, error)
+}
+
+// Audit is the trail of every decision and action. Nothing is done whose record
+// cannot be appended.
+type Audit interface {
+	Append(ctx context.Context, actor, event, subject string, detail any) error
+}
+
+// The errors of a coordinator; a refusal of the guard is a [*guard.Refusal].
+var (
+	ErrBusy      = errors.New("another execution is under way on the host")
+	ErrConflict  = errors.New("the record was changed by somebody else")
+	ErrLeaseLost = errors.New("the lease of the host is lost")
+	ErrInvalid   = errors.New("the request is not valid")
+	ErrNotFound  = errors.New("there is no such execution")
+	ErrTooLate   = errors.New("the execution can not be cancelled any more")
+)
+
+// Config is what a Coordinator works with; all interfaces are needed.
+type Config struct {
+	Store    Store
+	Commands Commands
+	Leases   Leases
+	Guard    Surroundings
+	Audit    Audit
+	// Limits defaults to [DefaultLimits].
+	Limits Limits
+	// Tick is how often Run looks after the executions; 0 means 250 ms. Renew is how
+	// often leases are renewed; 0 means 5 s, which must be well under their time.
+	Tick, Renew time.Duration
+	// Grace is how long after a phase's deadline the agent's report may arrive; 0
+	// means 15 s. It covers the count of the VMs after a phase that took too long.
+	Grace time.Duration
+	// Resend is how often a command is sent again while the agent says nothing; 0
+	// means 30 s.
+	Resend time.Duration
+	// Clock defaults to time.Now, Log to slog.Default().
+	Clock func() time.Time
+	Log   *slog.Logger
+}
+
+// Request is an action that somebody wants.
+type Request struct {
+	Host           fleet.HostID
+	Action         fleet.Action
+	Reason         string
+	Recommendation string
+	// RequestedBy is a person, or "policy:automatic".
+	RequestedBy string
+	// EvidenceAt is when the evidence was seen: the time of the prediction, or of
+	// the request, where a person is the witness.
+	EvidenceAt time.Time
+	// Approval is a person's consent; nil if there is none.
+	Approval *guard.Approval
+	// DryRun says what would happen, and does nothing.
+	DryRun bool
+}
+
+// Coordinator carries out executions. It is safe for concurrent use. At most one
+// coordinator should run at a time; should two, then leases, revisions and fencing
+// tokens keep them from acting twice.
+type Coordinator struct {
+	cfg Config
+
+	// begin makes the guard's last check and the begin that follows one thing, so
+	// that two executions cannot both be the last one that a limit allows.
+	begin sync.Mutex
+
+	mu      sync.Mutex
+	loaded  bool
+	records map[string]Stored
+	live    map[string]*live
+	hosts   map[fleet.HostID]*sync.Mutex
+}
+
+// live is what this process remembers of an execution that is under way.
+type live struct {
+	renewed time.Time
+	sent    time.Time // the last command, zero: not by this process
+	heard   time.Time // the last report
+	// unaudited waits for the audit trail; nothing is sent before.
+	unaudited []auditEntry
+	resumed   bool
+}
+
+type auditEntry struct {
+	actor, event string
+	detail       any
+}
+
+// New returns a coordinator. Nothing happens before [Coordinator.Run], except that
+// Submit and HandleReport work at once.
+func New(cfg Config) (*Coordinator, error) {
+	if cfg.Store == nil || cfg.Commands == nil || cfg.Leases == nil || cfg.Guard == nil || cfg.Audit == nil {
+		return nil, fmt.Errorf("the coordinator of executions needs a store, commands, leases, the guard's surroundings and the audit trail")
+	}
+	if cfg.Limits == (Limits{}) {
+		cfg.Limits = DefaultLimits()
+	}
+	for d, v := range map[*time.Duration]time.Duration{&cfg.Tick: 250 * time.Millisecond, &cfg.Renew: 5 * time.Second, &cfg.Grace: 15 * time.Second, &cfg.Resend: 30 * time.Second} {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return &Coordinator{cfg: cfg, records: map[string]Stored{}, live: map[string]*live{}, hosts: map[fleet.HostID]*sync.Mutex{}}, nil
+}
+
+func (c *Coordinator) now() time.Time { return c.cfg.Clock().UTC() }
+
+// lock serialises what happens to one host in this process.
+func (c *Coordinator) lock(host fleet.HostID) (unlock func()) {
+	c.mu.Lock()
+	m := c.hosts[host]
+	if m == nil {
+		m = &sync.Mutex{}
+		c.hosts[host] = m
+	}
+	c.mu.Unlock()
+	m.Lock()
+	return m.Unlock
+}
+
+// load reads the store once, or anew.
+func (c *Coordinator) load(ctx context.Context, again bool) error {
+	c.mu.Lock()
+	done := c.loaded && !again
+	c.mu.Unlock()
+	if done {
+		return nil
+	}
+	all, err := c.cfg.Store.List(ctx)
+	if err != nil {
+		return fmt.Errorf("read the executions: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range all {
+		if c.records[s.ID].Revision < s.Revision {
+			c.records[s.ID] = s
+		}
+	}
+	c.loaded = true
+	return nil
+}
+
+func (c *Coordinator) keep(s Stored) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.records[s.ID].Revision < s.Revision {
+		c.records[s.ID] = s
+	}
+}
+
+func (c *Coordinator) find(id string) (Stored, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.records[id]
+	return s, ok
+}
+
+func (c *Coordinator) of(id string) *live {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.live[id]
+	if l == nil {
+		l = &live{}
+		c.live[id] = l
+	}
+	return l
+}
+
+// Execution returns one execution; [ErrNotFound] if there is none.
+func (c *Coordinator) Execution(ctx context.Context, id string) (fleet.Execution, error) {
+	if err := c.load(ctx, false); err != nil {
+		return fleet.Execution{}, err
+	}
+	s, ok := c.find(id)
+	if !ok {
+		return fleet.Execution{}, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	return s.Execution, nil
+}
+
+// Executions returns all executions, oldest first.
+func (c *Coordinator) Executions(ctx context.Context) ([]fleet.Execution, error) {
+	if err := c.load(ctx, false); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]fleet.Execution, 0, len(c.records))
+	for _, s := range c.records {
+		out = append(out, s.Execution)
+	}
+	slices.SortFunc(out, func(a, b fleet.Execution) int {
+		if d := a.Created.Compare(b.Created); d != 0 {
+			return d
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return out, nil
+}
+
+// Explain says what the guard would say to a request now.
+func (c *Coordinator) Explain(ctx context.Context, r Request) (guard.Decision, error) {
+	if err := c.load(ctx, false); err != nil {
+		return guard.Decision{}, err
+	}
+	d, _ := c.check(ctx, guard.Request{Host: r.Host, Action: r.Action, EvidenceAt: r.EvidenceAt, Approval: r.Approval, DryRun: r.DryRun})
+	return d, nil
+}
+
+// check asks the guard. It fails closed.
+func (c *Coordinator) check(ctx context.Context, r guard.Request) (guard.Decision, guard.Host) {
+	policy, state, err := c.cfg.Guard.Surroundings(ctx)
+	if err != nil {
+		return guard.Decision{Reasons: []string{"the state of the fleet is not known: " + err.Error()}}, guard.Host{}
+	}
+	host := state.Hosts[r.Host]
+	// Newer evidence for the same host counts as well.
+	if host.Failing && host.EvidenceAt.After(r.EvidenceAt) {
+		r.EvidenceAt = host.EvidenceAt
+	}
+	now := c.now()
+	state.Executions = c.recent(now, policy.Cooldown, r.Execution)
+	return guard.Check(r, state, policy, now), host
+}
+
+// recent lists the executions that are under way or ended within the cool-down, as
+// one of them has to see it: of those that wait with it, only the earlier ones count.
+func (c *Coordinator) recent(now time.Time, cooldown time.Duration, self string) []fleet.Execution {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	me, waits := c.records[self]
+	var out []fleet.Execution
+	for id, s := range c.records {
+		if waits && s.State == fleet.ExecutionPending && (s.Created.After(me.Created) || s.Created.Equal(me.Created) && id > self) {
+			continue
+		}
+		if !s.State.Final() || now.Sub(s.Ended) < cooldown {
+			out = append(out, s.Execution)
+		}
+	}
+	return out
+}
+
+// Submit begins an execution, if the guard allows it: when Submit returns, the first
+// command is on its way, or the returned execution says why not. A refusal is a
+// [*guard.Refusal]; [ErrBusy] and [ErrInvalid] are the other errors of the request
+// itself.
+func (c *Coordinator) Submit(ctx context.Context, r Request) (fleet.Execution, error) {
+	if err := c.load(ctx, false); err != nil {
+		return fleet.Execution{}, err
+	}
+	if err := r.Host.Validate(); err != nil {
+		return fleet.Execution{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if r.Action == fleet.ActionNone || !slices.Contains(fleet.Actions(), r.Action) {
+		return fleet.Execution{}, fmt.Errorf("%w: %q is not an action that can be carried out", ErrInvalid, r.Action)
+	}
+	if r.RequestedBy == "" {
+		return fleet.Execution{}, fmt.Errorf("%w: it does not say who asks", ErrInvalid)
+	}
+	defer c.lock(r.Host)()
+	now := c.now()
+	rec := Record{
+		Execution: fleet.Execution{
+			ID: newID(now), Host: r.Host, Action: r.Action, State: fleet.ExecutionPending, DryRun: r.DryRun, Reason: clip(r.Reason),
+			Recommendation: r.Recommendation, RequestedBy: r.RequestedBy, Created: now, Updated: now, Deadline: now.Add(c.cfg.Limits.Start),
+			Steps: []fleet.Step{}, GuestsBefore: []fleet.GuestReport{}, GuestsAfter: []fleet.GuestReport{},
+		},
+		EvidenceAt: r.EvidenceAt, Approval: r.Approval,
+	}
+	d, host := c.check(ctx, guard.Request{Host: r.Host, Action: r.Action, EvidenceAt: r.EvidenceAt, Approval: r.Approval})
+	rec.Simulated = host.Simulated
+	if r.DryRun {
+		return c.dryRun(ctx, rec, d)
+	}
+	if !d.Allowed {
+		if err := c.cfg.Audit.Append(ctx, r.RequestedBy, "execution.refused", string(r.Host), map[string]any{"action": r.Action, "reasons": d.Reasons}); err != nil {
+			return fleet.Execution{}, fmt.Errorf("record the guard's refusal: %w", err)
+		}
+		return fleet.Execution{}, &guard.Refusal{Host: r.Host, Action: r.Action, Reasons: d.Reasons}
+	}
+	if other := c.active(r.Host); other != "" {
+		return fleet.Execution{}, fmt.Errorf("host %s: %w: %s", r.Host, ErrBusy, other)
+	}
+	token, err := c.cfg.Leases.Acquire(ctx, r.Host, rec.ID)
+	if err != nil {
+		return fleet.Execution{}, fmt.Errorf("take host %s for an execution: %w", r.Host, err)
+	}
+	rec.Token = token
+	// Another coordinator may have left one that it will never finish.
+	err = c.load(ctx, true)
+	if other := c.active(r.Host); err == nil && other != "" {
+		err = fmt.Errorf("host %s: %w: %s", r.Host, ErrBusy, other)
+	}
+	var revision uint64
+	if err == nil {
+		revision, err = c.cfg.Store.Create(ctx, rec)
+	}
+	if err != nil {
+		return fleet.Execution{}, errors.Join(err, c.cfg.Leases.Release(ctx, r.Host, rec.ID, token))
+	}
+	c.keep(Stored{rec, revision})
+	l := c.of(rec.ID)
+	l.renewed, l.resumed = now, true
+	l.unaudited = append(l.unaudited, auditEntry{r.RequestedBy, "execution.requested", rec.Execution})
+	// From here on the execution exists: what fails now is tried again by Run.
+	if err := c.advance(ctx, rec.ID); err != nil {
+		c.cfg.Log.Warn("an execution has not begun yet, trying again", "execution", rec.ID, "host", r.Host, "err", err)
+	}
+	s, _ := c.find(rec.ID)
+	return s.Execution, nil
+}
+
+// dryRun records what would have been done.
+func (c *Coordinator) dryRun(ctx context.Context, rec Record, d guard.Decision) (fleet.Execution, error) {
+	rec.State, rec.Ended, rec.Deadline = fleet.ExecutionCancelled, rec.Created, time.Time{}
+	rec.Outcome = fmt.Sprintf("Dry run: %s would have been carried out.", rec.Action)
+	if !d.Allowed {
+		rec.Outcome = fmt.Sprintf("Dry run: the guard would have refused %s: %s.", rec.Action, strings.Join(d.Reasons, "; "))
+	}
+	if err := c.cfg.Audit.Append(ctx, rec.RequestedBy, "execution.dry-run", string(rec.Host), rec.Execution); err != nil {
+		return fleet.Execution{}, fmt.Errorf("record the dry run: %w", err)
+	}
+	revision, err := c.cfg.Store.Create(ctx, rec)
+	if err != nil {
+		return fleet.Execution{}, fmt.Errorf("store the dry run: %w", err)
+	}
+	c.keep(Stored{rec, revision})
+	return rec.Execution, nil
+}
+
+// active is the ID of the execution that is under way on a host, or "".
+func (c *Coordinator) active(host fleet.HostID) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, s := range c.records {
+		if s.Host == host && !s.State.Final() {
+			return id
+		}
+	}
+	return ""
+}
+
+// newID is unique, and sorts by time.
+func newID(now time.Time) string {
+	var b [6]byte
+	rand.Read(b[:])
+	return "x" + now.UTC().Format("20060102t150405") + "-" + hex.EncodeToString(b[:])
+}
+
+// Cancel takes an execution back that had no effect yet, or stops one between its
+// phases; otherwise the error is [ErrTooLate].
+func (c *Coordinator) Cancel(ctx context.Context, id, by string) (fleet.Execution, error) {
+	if err := c.load(ctx, false); err != nil {
+		return fleet.Execution{}, err
+	}
+	s, ok := c.find(id)
+	if !ok {
+		return fleet.Execution{}, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	defer c.lock(s.Host)()
+	s, _ = c.find(id)
+	if s.State != fleet.ExecutionPending && s.State != fleet.ExecutionDiagnosing {
+		return s.Execution, fmt.Errorf("%w: it is %s", ErrTooLate, s.State)
+	}
+	err := c.apply(ctx, id, by, func(Stored) Event { return Event{Kind: EventCancel, Detail: "cancelled by " + by} })
+	s, _ = c.find(id)
+	return s.Execution, err
+}
+
+// maxText bounds what agents and people say, in bytes; maxSteps and maxGuests bound
+// their lists.
+const (
+	maxText   = 4096
+	maxSteps  = 1000
+	maxGuests = 10000
+)
+
+func clip(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText] + " …"
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// HandleReport takes what an agent says. nil means that the report needs no second
+// delivery; taking it twice changes nothing.
+func (c *Coordinator) HandleReport(ctx context.Context, r fleet.Report) error {
+	if err := c.load(ctx, false); err != nil {
+		return err
+	}
+	s, ok := c.find(r.Execution)
+	if !ok {
+		if err := c.load(ctx, true); err != nil {
+			return err
+		}
+		if s, ok = c.find(r.Execution); !ok {
+			c.cfg.Log.Warn("a report of an unknown execution is ignored", "execution", r.Execution, "host", r.Host)
+			return nil
+		}
+	}
+	if s.Host != r.Host {
+		c.cfg.Log.Error("a report about another host's execution is ignored", "execution", r.Execution, "host", r.Host)
+		return nil
+	}
+	defer c.lock(s.Host)()
+	if s, _ = c.find(r.Execution); s.State.Final() || s.Command.ID != r.Command {
+		return nil
+	}
+	c.of(s.ID).heard = c.now()
+	r.Detail = clip(r.Detail)
+	if r.Step != nil {
+		step := *r.Step
+		step.Name, step.Detail = clip(step.Name), clip(step.Detail)
+		switch step.State {
+		case fleet.StepRunning, fleet.StepSucceeded, fleet.StepFailed:
+		default:
+			step.State = fleet.StepUnknown
+		}
+		r.Step = &step
+		if len(s.Steps) >= maxSteps {
+			r.Step = nil
+		}
+	}
+	r.GuestsBefore, r.GuestsAfter = r.GuestsBefore[:min(len(r.GuestsBefore), maxGuests)], r.GuestsAfter[:min(len(r.GuestsAfter), maxGuests)]
+	err := c.apply(ctx, s.ID, "agent:"+string(r.Host), func(s Stored) Event { return c.reported(ctx, s, r) })
+	if err != nil {
+		return fmt.Errorf("host %s: execution %s: %s: report %d: %w", r.Host, r.Execution, r.Phase, r.Seq, err)
+	}
+	return c.tend(ctx, s.ID)
+}
+
+// reported turns a report into an event.
+func (c *Coordinator) reported(ctx context.Context, s Stored, r fleet.Report) Event {
+	ev := Event{Kind: EventUnknown, Detail: r.Detail, Report: &r}
+	switch r.Result {
+	case "":
+		ev.Kind = EventProgress
+		return ev
+	case fleet.ResultSucceeded:
+		ev.Kind = EventSucceeded
+		if r.Phase == fleet.PhaseRecycle || r.Phase == fleet.PhaseReset {
+			before := s.GuestsBefore
+			if len(before) == 0 {
+				before = r.GuestsBefore
+			}
+			if lost := driver.Lost(before, r.GuestsAfter); len(lost) > 0 {
+				ev.Kind, ev.Detail = EventDegraded, strings.Join(lost, "; ")
+			}
+		}
+	case fleet.ResultFailed:
+		ev.Kind = EventFailed
+	case fleet.ResultDegraded:
+		ev.Kind = EventDegraded
+	case fleet.ResultRefused:
+		ev.Kind = EventRefused
+	}
+	// That a phase failed is evidence in itself.
+	ev.Can, ev.Why = c.can(ctx, s, r.Time)
+	return ev
+}
+
+// can lists the actions that may follow, and what is in the way of the others.
+func (c *Coordinator) can(ctx context.Context, s Stored, evidence time.Time) ([]fleet.Action, string) {
+	var can []fleet.Action
+	var why []string
+	for _, a := range []fleet.Action{fleet.ActionPreservingReset, fleet.ActionLiveMigrate} {
+		d, host := c.check(ctx, guard.Request{Execution: s.ID, Host: s.Host, Action: a, EvidenceAt: evidence, Approval: s.Approval})
+		switch {
+		case !slices.Contains(host.Actions, a):
+			why = append(why, fmt.Sprintf("%s is not possible: the host's agent cannot do it", a))
+		case !d.Allowed:
+			why = append(why, fmt.Sprintf("%s is not allowed: %s", a, strings.Join(d.Reasons, "; ")))
+		default:
+			can = append(can, a)
+		}
+	}
+	return can, strings.Join(why, "; ")
+}
+
+// advance lets a pending execution begin, or not: it asks the guard once more, just
+// before the first effect.
+func (c *Coordinator) advance(ctx context.Context, id string) error {
+	c.begin.Lock()
+	err := c.apply(ctx, id, "guard", func(s Stored) Event {
+		if c.now().After(s.Deadline) {
+			return Event{Kind: EventDeadline}
+		}
+		d, host := c.check(ctx, guard.Request{Execution: s.ID, Host: s.Host, Action: s.Action, EvidenceAt: s.EvidenceAt, Approval: s.Approval})
+		if !d.Allowed {
+			return Event{Kind: EventBlocked, Detail: strings.Join(d.Reasons, "; ")}
+		}
+		ev := Event{Kind: EventAllowed}
+		if slices.Contains(host.Actions, s.Action) {
+			ev.Can = []fleet.Action{s.Action}
+		} else if s.Action != fleet.ActionHandOver {
+			ev.Why = fmt.Sprintf("the host's agent cannot do %s", s.Action)
+		}
+		return ev
+	})
+	c.begin.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.tend(ctx, id)
+}
+
+// apply stores what follows from an event. The event is made anew where somebody
+// else changed the execution meanwhile. The host is locked.
+func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(Stored) Event) error {
+	for range 10 {
+		s, ok := c.find(id)
+		if !ok {
+			return fmt.Errorf("%w: %s", ErrNotFound, id)
+		}
+		if s.State.Final() {
+			return nil
+		}
+		now := c.now()
+		ev := event(s)
+		next, effects := Next(s.Execution, ev, now, c.cfg.Limits)
+		rec := s.Record
+		rec.Execution = next
+		for _, e := range effects {
+			if e.Kind == EffectCommand {
+				rec.Command = command(next, e.Phase, now, c.cfg.Limits)
+			}
+		}
+		if same := next; len(effects) == 0 {
+			same.Updated = s.Updated
+			if reflect.DeepEqual(same, s.Execution) {
+				return nil
+			}
+		}
+		revision, err := c.cfg.Store.Update(ctx, rec, s.Revision)
+		if errors.Is(err, ErrConflict) {
+			if err := c.load(ctx, true); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("store the execution: %w", err)
+		}
+		c.keep(Stored{rec, revision})
+		if next.State == s.State {
+			return nil
+		}
+		c.cfg.Log.Info("execution", "id", id, "host", rec.Host, "from", s.State, "to", next.State, "because", ev.Kind, "detail", ev.Detail)
+		l := c.of(id)
+		l.sent = time.Time{}
+		l.unaudited = append(l.unaudited, auditEntry{actor, "execution." + string(next.State), map[string]any{
+			"execution": id, "host": rec.Host, "from": s.State, "event": ev.Kind, "detail": ev.Detail, "token": rec.Token, "command": rec.Command.ID, "outcome": next.Outcome,
+		}})
+		if slices.Contains(effects, Effect{Kind: EffectAlert}) {
+			c.cfg.Log.Error("a person is needed", "execution", id, "host", rec.Host, "state", next.State, "outcome", next.Outcome)
+			l.unaudited = append(l.unaudited, auditEntry{actor, "person.called", map[string]any{"execution": id, "host": rec.Host, "outcome": next.Outcome}})
+		}
+		return nil
+	}
+	return fmt.Errorf("store the execution: %w, ten times in a row", ErrConflict)
+}
+
+// command makes the command of a phase that begins now.
+func command(e fleet.Execution, phase fleet.Phase, now time.Time, limits Limits) fleet.Command {
+	return fleet.Command{
+		ID: e.ID + "." + string(phase) + ".1", Execution: e.ID, Host: e.Host, Phase: phase, Attempt: 1, Token: e.Token,
+		Issued: now, NotAfter: now.Add(limits.Start), Deadline: e.Deadline, Reason: e.Reason,
+	}
+}
+
+// tend brings out what an execution's state asks for: audit records first, then the
+// command, or the release of the lease. All of it may happen again. The host is
+// locked.
+func (c *Coordinator) tend(ctx context.Context, id string) error {
+	s, ok := c.find(id)
+	if !ok {
+		return nil
+	}
+	l := c.of(id)
+	for len(l.unaudited) > 0 {
+		a := l.unaudited[0]
+		if err := c.cfg.Audit.Append(ctx, a.actor, a.event, id, a.detail); err != nil {
+			return fmt.Errorf("write the audit trail: %w", err)
+		}
+		l.unaudited = l.unaudited[1:]
+	}
+	if s.State.Final() {
+		if err := c.cfg.Leases.Release(ctx, s.Host, id, s.Token); err != nil {
+			c.cfg.Log.Warn("the host's lease ends only when its time is over", "host", s.Host, "err", err)
+		}
+		c.mu.Lock()
+		delete(c.live, id)
+		c.mu.Unlock()
+		return nil
+	}
+	if PhaseOf(s.State) == "" {
+		return nil
+	}
+	now := c.now()
+	quiet := now.Sub(l.sent) >= c.cfg.Resend && now.Sub(l.heard) >= c.cfg.Resend
+	if !l.sent.IsZero() && !quiet {
+		return nil
+	}
+	if err := c.cfg.Commands.Send(ctx, s.Command); err != nil {
+		return fmt.Errorf("send the command: %w", err)
+	}
+	l.sent = now
+	return nil
+}

@@ -1,0 +1,61 @@
+// Package driver holds the words that the drivers share: what a service and its
+// health are, and when guests count as lost. The drivers themselves are the
+// sub-packages: systemd and qmp for real hosts, sim for simulated ones; drivertest
+// is the suite that all of them pass.
+package driver
+
+import (
+	"fmt"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// Unit is a service and how it shows that it works.
+type Unit struct {
+	Name   string
+	Health Health
+}
+
+// UnitState is a service as observed at one instant.
+type UnitState struct {
+	// Active is true while the service manager says that the unit runs, and no
+	// change of it is under way.
+	Active bool
+	// Invocation identifies this start of the unit: it changes with each start and
+	// is "" where the unit does not run.
+	Invocation string
+	// Busy is true while a start or stop of the unit is under way.
+	Busy bool
+	// Refusal says why the unit must not be restarted, "" if it may be.
+	Refusal string
+	// Detail is the service manager's own words, for example "active/running".
+	Detail string
+}
+
+// Lost compares guests before and after an action and says, one sentence each,
+// what is wrong with those that ran before: missing, not running, with another
+// memory size, or no longer answering. Guests that came in between are no loss.
+func Lost(before, after []fleet.GuestReport) []string {
+	now := make(map[string]fleet.GuestReport, len(after))
+	for _, g := range after {
+		now[g.ID] = g
+	}
+	var lost []string
+	for _, b := range before {
+		if b.State != "running" {
+			continue
+		}
+		a, there := now[b.ID]
+		switch {
+		case !there:
+			lost = append(lost, fmt.Sprintf("VM %s is missing", b.ID))
+		case a.State != "running":
+			lost = append(lost, fmt.Sprintf("VM %s was running and is now %s", b.ID, a.State))
+		case b.MemoryBytes != 0 && a.MemoryBytes != 0 && a.MemoryBytes != b.MemoryBytes:
+			lost = append(lost, fmt.Sprintf("VM %s had %d bytes of memory and has %d now", b.ID, b.MemoryBytes, a.MemoryBytes))
+		case b.Alive && !a.Alive:
+			lost = append(lost, fmt.Sprintf("VM %s does not answer any more", b.ID))
+		}
+	}
+	return lost
+}

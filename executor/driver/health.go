@@ -1,0 +1,115 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Health is a check of a service. At most one of TCP, HTTP, Exec and File is set;
+// with none, a service that is active counts as healthy.
+type Health struct {
+	// TCP is an address that must accept a connection, or "unix:PATH".
+	TCP string
+	// HTTP is a URL that must answer with a status below 400.
+	HTTP string
+	// Exec is a program and its arguments that must exit with 0.
+	Exec []string
+	// File must have been written to within MaxAge.
+	File   string
+	MaxAge time.Duration
+	// Timeout bounds one check; 0 means 2 s.
+	Timeout time.Duration
+}
+
+// client neither follows redirects to other places nor keeps connections, so that
+// each check is a fresh one.
+var client = &http.Client{
+	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// Check returns nil if the service works, and otherwise what is wrong with it. It
+// takes no longer than the timeout and a little.
+func (h Health) Check(ctx context.Context) error {
+	timeout := h.Timeout
+	if timeout <= 0 {
+		timeout = 2 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	switch {
+	case h.TCP != "":
+		network, address := "tcp", h.TCP
+		if path, ok := strings.CutPrefix(h.TCP, "unix:"); ok {
+			network, address = "unix", path
+		}
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return fmt.Errorf("health check: connect to %s: %w", h.TCP, err)
+		}
+		return c.Close()
+	case h.HTTP != "":
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.HTTP, nil)
+		if err != nil {
+			return fmt.Errorf("health check: %w", err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return fmt.Errorf("health check: %w", err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode >= 400 {
+			return fmt.Errorf("health check: %s answered %s", h.HTTP, resp.Status)
+		}
+		return nil
+	case len(h.Exec) > 0:
+		return run(ctx, h.Exec)
+	case h.File != "":
+		fi, err := os.Stat(h.File)
+		if err != nil {
+			return fmt.Errorf("health check: %w", err)
+		}
+		if age := time.Since(fi.ModTime()); age > h.MaxAge {
+			return fmt.Errorf("health check: %s was last written %v ago, more than %v", h.File, age.Round(time.Millisecond), h.MaxAge)
+		}
+		return nil
+	}
+	return nil
+}
+
+// run starts the check in a process group of its own, so that what it started ends
+// with it.
+func run(ctx context.Context, argv []string) error {
+	var out head
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 100 * time.Millisecond
+	err := cmd.Run()
+	if cause := ctx.Err(); errors.Is(cause, context.DeadlineExceeded) {
+		return fmt.Errorf("health check: %s did not end in time: %w", argv[0], cause)
+	}
+	if err != nil {
+		return fmt.Errorf("health check: %s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// head keeps the first bytes of a program's output.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	if room := 256 - len(*h); room > 0 {
+		*h = append(*h, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}
