@@ -1,0 +1,260 @@
+// Package api is the HTTP side of the control plane: JSON under /api/v1, a stream
+// of events, and the dashboard at /. Errors are problem+json (RFC 9457) whose
+// detail says what happened and what to do. It asks other packages for everything
+// through the narrow interfaces below, and decides nothing itself but who may.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// HostView is a host with its newest prediction, if there is one.
+type HostView struct {
+	fleet.Host
+	Prediction *fleet.Prediction `json:"prediction,omitempty"`
+}
+
+// Point is one value of a series, the mean over a step that begins at Time.
+type Point struct {
+	Time  time.Time `json:"time"`
+	Value float64   `json:"value"`
+}
+
+// Event is a change: Kind is host, prediction, recommendation or execution, and
+// Data the record as its own route shows it.
+type Event struct {
+	Kind string
+	ID   string
+	Data json.RawMessage
+}
+
+// Hosts is the inventory.
+type Hosts interface {
+	Hosts(ctx context.Context) ([]HostView, error)
+	Host(ctx context.Context, id fleet.HostID) (HostView, error)
+}
+
+// Telemetry is the history of series. A step of 0 asks for every value.
+type Telemetry interface {
+	Series(ctx context.Context, host fleet.HostID) ([]string, error)
+	Telemetry(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]Point, error)
+}
+
+// Recommendations is what was recommended, newest first.
+type Recommendations interface {
+	Recommendations(ctx context.Context) ([]fleet.Recommendation, error)
+	Approve(ctx context.Context, id, who, note string) (fleet.Recommendation, error)
+	Reject(ctx context.Context, id, who, note string) (fleet.Recommendation, error)
+}
+
+// Executions is what was done, newest first.
+type Executions interface {
+	Executions(ctx context.Context) ([]fleet.Execution, error)
+	Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string) (fleet.Execution, error)
+	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
+}
+
+// Status says which components are not ready, by name, with the reason, and lets
+// a client follow what changes.
+type Status interface {
+	NotReady(ctx context.Context) map[string]string
+	// Follow returns events until stop is called. The channel is closed where the
+	// follower was too slow.
+	Follow() (events <-chan Event, stop func())
+}
+
+// Fleet is all that the server shows.
+type Fleet interface {
+	Hosts
+	Telemetry
+	Recommendations
+	Executions
+	Status
+}
+
+// The errors that a Fleet answers with, wrapped around a sentence for the caller.
+var (
+	ErrNotFound = errors.New("not found")         // 404
+	ErrConflict = errors.New("conflict")          // 409
+	ErrExpired  = errors.New("expired")           // 410
+	ErrInvalid  = errors.New("invalid")           // 400
+	ErrRefused  = errors.New("refused")           // 409, by the guard
+	ErrNotReady = errors.New("not available now") // 503
+)
+
+// Role is what a caller may do. Each role may do what the ones before it may.
+type Role string
+
+// The roles.
+const (
+	RoleViewer   Role = "viewer"   // read
+	RoleOperator Role = "operator" // reject, and ask for executions
+	RoleApprover Role = "approver" // approve
+	RoleAdmin    Role = "admin"
+)
+
+var rank = map[Role]int{RoleViewer: 1, RoleOperator: 2, RoleApprover: 3, RoleAdmin: 4}
+
+// Identity is who a token stands for.
+type Identity struct {
+	Name string
+	Role Role
+}
+
+// Config sets up a [Server].
+type Config struct {
+	Fleet   Fleet
+	Version string
+	// Tokens maps the hex SHA-256 of a token to whom it stands for. Without any,
+	// every caller is "local" with the role admin.
+	Tokens map[string]Identity
+	Log    *slog.Logger
+}
+
+// Server answers HTTP requests. It is safe for concurrent use.
+type Server struct {
+	cfg     Config
+	echo    *echo.Echo
+	handler http.Handler
+}
+
+// CheckExposure refuses to serve beyond the loopback address without TLS and
+// tokens.
+func CheckExposure(addr string, tls bool, tokens int) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("api.listen %q is not ADDRESS:PORT: %w", addr, err)
+	}
+	if loopback(host) {
+		return nil
+	}
+	if !tls {
+		return fmt.Errorf("api.listen %q is reachable from other machines: configure api.tls (cert, key), or listen on 127.0.0.1", addr)
+	}
+	if tokens == 0 {
+		return fmt.Errorf("api.listen %q is reachable from other machines: configure api.tokens, or listen on 127.0.0.1", addr)
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Handler is the whole server as a handler.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Serve answers on l until ctx ends, and then lets requests finish for 5 s.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler: s.handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		srv.Shutdown(limited)
+	})
+	defer stop()
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API: %w", err)
+	}
+	return nil
+}
+
+// problem is the body of an error (RFC 9457).
+type problem struct {
+	Type     string `json:"type"`
+	Title    string `json:"title"`
+	Status   int    `json:"status"`
+	Detail   string `json:"detail"`
+	Instance string `json:"instance"`
+}
+
+// fail writes an error. What went wrong inside is logged, not shown.
+func (s *Server) fail(err error, c echo.Context) {
+	if c.Response().Committed {
+		return
+	}
+	status, detail := http.StatusInternalServerError, "something went wrong inside; the log says what"
+	var h *echo.HTTPError
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		status, detail = http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)
+	case errors.As(err, &h):
+		status, detail = h.Code, fmt.Sprint(h.Message)
+		if status == http.StatusNotFound && detail == http.StatusText(status) {
+			detail = "there is nothing at this address; /api/v1/openapi.json lists what there is"
+		}
+	case errors.Is(err, ErrNotFound):
+		status, detail = http.StatusNotFound, err.Error()
+	case errors.Is(err, ErrExpired):
+		status, detail = http.StatusGone, err.Error()
+	case errors.Is(err, ErrConflict), errors.Is(err, ErrRefused):
+		status, detail = http.StatusConflict, err.Error()
+	case errors.Is(err, ErrInvalid):
+		status, detail = http.StatusBadRequest, err.Error()
+	case errors.Is(err, ErrNotReady):
+		status, detail = http.StatusServiceUnavailable, err.Error()
+	default:
+		s.cfg.Log.Error("request failed", "method", c.Request().Method, "path", c.Request().URL.Path, "err", err)
+	}
+	body, _ := json.Marshal(problem{"about:blank", http.StatusText(status), status, detail, c.Request().URL.Path})
+	c.Response().Header().Set(echo.HeaderContentType, "application/problem+json")
+	c.Response().WriteHeader(status)
+	if c.Request().Method != http.MethodHead {
+		c.Response().Write(append(body, '\n'))
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, ErrInvalid)...)
+}
+
+// maxBody bounds a request.
+const maxBody = 1 << 20
+
+// decode reads a JSON body into v. An empty body leaves v as it is where that is
+// allowed.
+func decode(c echo.Context, v any, mayBeEmpty bool) error {
+	r := c.Request()
+	body := http.MaxBytesReader(c.Response(), r.Body, maxBody)
+	data, err := io.ReadAll(body)
+	if err != nil {
+		return err
+	}
+	if len(strings.TrimSpace(string(data))) == 0 && mayBeEmpty {
+		return nil
+	}
+	if kind, _, _ := strings.Cut(r.Header.Get(echo.HeaderContentType), ";"); kind != "" && strings.TrimSpace(kind) != echo.MIMEApplicationJSON {
+		return echo.NewHTTPError(http.StatusUnsupportedMediaType, fmt.Sprintf("the body is %s; send application/json", kind))
+	}
+	d := json.NewDecoder(strings.NewReader(string(data)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return invalid("the body is not the JSON that is expected here, at byte %d: %v", d.InputOffset(), err)
+	}
+	if d.More() {
+		return invalid("the body has more than one JSON value, at byte %d", d.InputOffset())
+	}
+	return nil
+}

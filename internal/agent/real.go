@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/collector"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/systemd"
+	"github.com/tardigrade-recovery/tardigrade/executor/host"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// HostName is the configured name of this host, or the machine's own, made to fit.
+func HostName(c config.Agent) (fleet.HostID, error) {
+	if c.Host != "" {
+		return fleet.HostID(c.Host), nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find out this host's name: %w; set agent.host", err)
+	}
+	id := fleet.HostID(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+			return r
+		}
+		return '-'
+	}, name))
+	if err := id.Validate(); err != nil {
+		return "", fmt.Errorf("this machine's host name cannot be used: %w; set agent.host", err)
+	}
+	return id, nil
+}
+
+// RunHost runs the agent of this very machine until ctx ends. Everything durable
+// lies under dir.
+func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent, dir, version string, log *slog.Logger) error {
+	var units []driver.Unit
+	var names []string
+	for _, u := range c.Units {
+		units = append(units, driver.Unit{Name: u.Name, Health: driver.Health{TCP: u.Health.TCP, HTTP: u.Health.HTTP, Exec: u.Health.Exec, Timeout: u.Health.Timeout.D()}})
+		names = append(names, u.Name)
+	}
+	services := systemd.New(systemd.Config{Units: units, Log: log})
+	defer services.Close()
+	var guests Guests
+	if c.Guests.QMPDir != "" {
+		guests = &serial{guests: qmp.New(c.Guests.QMPDir)}
+	}
+	health := &healthWatch{check: services.Healthy}
+	cfg := collector.Config{Host: id, Interval: c.Interval.D(), Units: names, UnitHealth: health.latest}
+	if guests != nil {
+		cfg.VMs = vms{guests}
+	}
+	sampler, err := collector.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer sampler.Close()
+	runner, err := host.New(host.Config{
+		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Reports: b,
+		Units: names, DryRun: !c.Act, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer runner.Close()
+	ctx, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	if len(units) > 0 {
+		wg.Go(func() { health.run(ctx, c.Interval.D()) })
+	}
+	defer wg.Wait()
+	defer stop()
+	hung := make(map[string]bool)
+	return Run(ctx, Options{
+		Host:     fleet.Host{ID: id, FaultDomain: c.FaultDomain, Version: version, DryRun: !c.Act, Actions: runner.Actions(), Units: names},
+		Interval: c.Interval.D(), Bus: b, Guests: guests, Runner: runner, Log: log,
+		Sample: func(ctx context.Context) (fleet.Sample, error) {
+			s, reports := sampler.Sample(ctx)
+			logSources(log, hung, reports)
+			return s, nil
+		},
+	})
+}
+
+// logSources says once when a source begins to fail or hang, and when it is back.
+func logSources(log *slog.Logger, bad map[string]bool, reports []collector.SourceReport) {
+	for _, r := range reports {
+		now := r.State == collector.SourceFailed || r.State == collector.SourceHung
+		if now == bad[r.Source] {
+			continue
+		}
+		if bad[r.Source] = now; now {
+			log.Warn("a source of metrics does not work, its metrics are missing", "source", r.Source, "state", r.State, "err", r.Err)
+		} else {
+			log.Info("a source of metrics works again", "source", r.Source)
+		}
+	}
+}
+
+// healthWatch runs the health checks beside the sampling, so that a hanging
+// check delays no sample.
+type healthWatch struct {
+	check func(context.Context) map[string]bool
+
+	mu     sync.Mutex
+	result map[string]bool
+}
+
+func (h *healthWatch) run(ctx context.Context, interval time.Duration) {
+	tick := time.NewTicker(max(interval, time.Second))
+	defer tick.Stop()
+	for {
+		result := h.check(ctx)
+		h.mu.Lock()
+		h.result = result
+		h.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (h *healthWatch) latest(context.Context) map[string]bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.result
+}
+
+// serial asks the hypervisor one question at a time, since QEMU serves one client
+// of a QMP socket.
+type serial struct {
+	mu     sync.Mutex
+	guests Guests
+}
+
+func (s *serial) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.guests.Guests(ctx)
+}
+
+// vms shows the guests to the collector.
+type vms struct{ guests Guests }
+
+func (v vms) VMStats(ctx context.Context) ([]collector.VMStat, error) {
+	guests, err := v.guests.Guests(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("count the guests: %w", err)
+	}
+	unknown := math.NaN()
+	out := make([]collector.VMStat, 0, len(guests))
+	for _, g := range guests {
+		out = append(out, collector.VMStat{
+			Name: g.ID, Running: g.State == "running" && g.Alive, MemoryBytes: float64(g.MemoryBytes),
+			CPUSeconds: unknown, StealSeconds: unknown, BlockReadBytes: unknown, BlockWriteBytes: unknown, BlockErrors: unknown,
+			NetReceiveBytes: unknown, NetTransmitBytes: unknown, NetDropped: unknown,
+		})
+	}
+	return out, nil
+}

@@ -1,0 +1,162 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/executor"
+	"github.com/tardigrade-recovery/tardigrade/executor/guard"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// store keeps executions in a table of the bus.
+type store struct{ table *bus.Table[executor.Record] }
+
+func (s store) Create(ctx context.Context, r executor.Record) (uint64, error) {
+	revision, err := s.table.Create(ctx, r.ID, r)
+	return revision, conflict(err)
+}
+
+func (s store) Update(ctx context.Context, r executor.Record, revision uint64) (uint64, error) {
+	revision, err := s.table.Update(ctx, r.ID, r, revision)
+	return revision, conflict(err)
+}
+
+func (s store) List(context.Context) ([]executor.Stored, error) {
+	var out []executor.Stored
+	s.table.Each(func(_ string, r executor.Record, revision uint64) {
+		out = append(out, executor.Stored{Record: r, Revision: revision})
+	})
+	return out, nil
+}
+
+func conflict(err error) error {
+	if errors.Is(err, bus.ErrConflict) {
+		return fmt.Errorf("%w: %w", executor.ErrConflict, err)
+	}
+	return err
+}
+
+// leases gives each host's lease to one execution at a time.
+type leases struct {
+	bus *bus.Leases
+
+	mu   sync.Mutex
+	held map[fleet.HostID]*bus.Lease
+}
+
+func (l *leases) Acquire(ctx context.Context, host fleet.HostID, owner string) (uint64, error) {
+	lease, err := l.bus.Acquire(ctx, string(host), owner)
+	if errors.Is(err, bus.ErrConflict) {
+		return 0, fmt.Errorf("%w: %w", executor.ErrBusy, err)
+	}
+	if err != nil {
+		return 0, err
+	}
+	l.keep(host, lease)
+	return lease.Token, nil
+}
+
+func (l *leases) Renew(ctx context.Context, host fleet.HostID, owner string, token uint64) error {
+	lease, err := l.lease(ctx, host, owner, token)
+	if err == nil {
+		err = l.bus.Renew(ctx, lease, owner)
+	}
+	if errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
+		l.keep(host, nil)
+		return fmt.Errorf("%w: %w", executor.ErrLeaseLost, err)
+	}
+	return err
+}
+
+func (l *leases) Release(ctx context.Context, host fleet.HostID, owner string, token uint64) error {
+	lease, err := l.lease(ctx, host, owner, token)
+	if errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	l.keep(host, nil)
+	return l.bus.Release(ctx, lease)
+}
+
+// lease is the one that this process holds, or held before it restarted.
+func (l *leases) lease(ctx context.Context, host fleet.HostID, owner string, token uint64) (*bus.Lease, error) {
+	l.mu.Lock()
+	lease := l.held[host]
+	l.mu.Unlock()
+	if lease != nil && lease.Token == token {
+		return lease, nil
+	}
+	lease, err := l.bus.Adopt(ctx, string(host), owner, token)
+	if err == nil {
+		l.keep(host, lease)
+	}
+	return lease, err
+}
+
+func (l *leases) keep(host fleet.HostID, lease *bus.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lease == nil {
+		delete(l.held, host)
+		return
+	}
+	l.held[host] = lease
+}
+
+// surroundings shows the guard the policy and the fleet as they are now.
+type surroundings struct {
+	policy      config.Policy
+	hosts       *hosts
+	predictions *predictions
+}
+
+func (s surroundings) Surroundings(context.Context) (guard.Policy, guard.State, error) {
+	p := guard.Policy{
+		DryRun:          s.policy.Mode == "dry-run",
+		ApprovalExpires: s.policy.ApprovalExpires.D(), EvidenceMaxAge: s.policy.EvidenceMaxAge.D(), Cooldown: s.policy.Cooldown.D(),
+		MaxConcurrent: s.policy.MaxConcurrent, MaxConcurrentPerDomain: s.policy.MaxConcurrentPerDomain,
+		MinHealthyRatio: s.policy.MinHealthyRatio,
+		StormHosts:      s.policy.StormHosts, StormRatio: s.policy.StormRatio,
+	}
+	if s.policy.Mode == "automatic" {
+		p.Automatic = []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate}
+	}
+	state := guard.State{Hosts: make(map[fleet.HostID]guard.Host)}
+	if s.policy.Freeze {
+		state.Freezes = []guard.Freeze{{By: "the configuration", Reason: "policy.freeze is set"}}
+	}
+	for _, h := range s.hosts.all() {
+		g := guard.Host{FaultDomain: h.FaultDomain, Simulated: h.Simulated, DryRun: h.DryRun, Actions: h.Actions}
+		if prediction, sample, ok := s.predictions.find(h.ID, s.policy.EvidenceMaxAge.D()); ok {
+			g.EvidenceAt = sample.Time
+			g.Failing = prediction.State == fleet.PredictionScoring && prediction.Signature != fleet.SignatureNone
+			g.Healthy = prediction.State != fleet.PredictionStale && !g.Failing
+		}
+		state.Hosts[h.ID] = g
+	}
+	return p, state, nil
+}
+
+// execute begins the execution of an approved recommendation.
+func execute(c *executor.Coordinator) func(context.Context, fleet.Recommendation) (fleet.Execution, error) {
+	return func(ctx context.Context, rec fleet.Recommendation) (fleet.Execution, error) {
+		return c.Submit(ctx, executor.Request{
+			Host: rec.Host, Action: rec.Action, Reason: rec.Reason, Recommendation: rec.ID, RequestedBy: rec.DecidedBy,
+			EvidenceAt: rec.Prediction.Time,
+			Approval:   consent(rec.DecidedBy, rec.DecidedAt, rec.Action),
+		})
+	}
+}
+
+// consent is what an approval allows: the action itself and nothing further.
+func consent(by string, at time.Time, action fleet.Action) *guard.Approval {
+	return &guard.Approval{By: by, At: at, Actions: []fleet.Action{action}}
+}

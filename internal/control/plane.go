@@ -1,0 +1,250 @@
+// Package control is the control plane: it opens the bus, scores the stream of
+// samples, keeps recommendations and executions, feeds InfluxDB, and shows all of
+// it to the api package. It is wiring; what it wires knows nothing of each other.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/executor"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// Options says what to run.
+type Options struct {
+	Config  config.Config
+	Dir     *datadir.Dir
+	Version string
+	Log     *slog.Logger
+}
+
+// Plane is a running control plane. It is safe for concurrent use.
+type Plane struct {
+	cfg     config.Config
+	version string
+	log     *slog.Logger
+	dir     *datadir.Dir
+
+	bus         *bus.Bus
+	tokens      *tokens
+	audit       *bus.Audit
+	bundles     *bus.Bundles
+	hosts       *hosts
+	predictions *predictions
+	recommender *recommender
+	executions  *bus.Table[executor.Record]
+	coordinator *executor.Coordinator
+	history     history
+	ingest      *ingest
+	events      *events
+}
+
+// leaseTTL is how long a host stays locked after its control plane went away.
+const leaseTTL = 30 * time.Second
+
+// Open starts the bus and reads the state. Call [Plane.Run] next, and
+// [Plane.Close] in the end.
+func Open(ctx context.Context, o Options) (*Plane, error) {
+	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents()}
+	if err := p.open(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Plane) open(ctx context.Context) error {
+	busDir, err := p.dir.Sub("bus")
+	if err != nil {
+		return err
+	}
+	agentsDir, err := p.dir.Sub("agents")
+	if err != nil {
+		return err
+	}
+	spool, err := p.dir.Sub("spool")
+	if err != nil {
+		return err
+	}
+	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
+		return fmt.Errorf("data directory: %w", err)
+	}
+	tls, err := ServerTLS("bus.tls", p.cfg.Bus.TLS)
+	if err != nil {
+		return err
+	}
+	p.tokens = &tokens{dir: agentsDir}
+	c := p.cfg.Bus
+	p.bus, err = bus.Open(ctx, bus.Options{
+		Dir: busDir, Listen: c.Listen, TLS: tls, URL: c.URL, CredentialsFile: c.Credentials, Replicas: c.Replicas,
+		SampleAge: c.SampleAge.D(), SampleBytes: c.SampleMiB << 20, Agents: p.tokens.check, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.audit = bus.OpenAudit(p.bus)
+	if p.bundles, err = bus.OpenBundles(ctx, p.bus, spool); err != nil {
+		return err
+	}
+	hostTable, err := bus.OpenTable(ctx, p.bus, "HOSTS", func(id string, h fleet.Host) { p.events.emit("host", id, h) })
+	if err != nil {
+		return err
+	}
+	p.hosts = newHosts(hostTable, p.bus.AdmitHost, p.log)
+	recommendations, err := bus.OpenTable(ctx, p.bus, "RECOMMENDATIONS", func(id string, r fleet.Recommendation) { p.events.emit("recommendation", id, r) })
+	if err != nil {
+		return err
+	}
+	p.recommender = newRecommender(recommendations, p.audit, p.cfg.Policy, p.log)
+	p.executions, err = bus.OpenTable(ctx, p.bus, "EXECUTIONS", func(id string, r executor.Record) { p.executed(ctx, r.Execution) })
+	if err != nil {
+		return err
+	}
+	leaseTable, err := bus.OpenLeases(ctx, p.bus, "LEASES", leaseTTL)
+	if err != nil {
+		return err
+	}
+	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
+		p.log.Warn("a sample was not scored", "host", id, "err", err)
+	})
+	p.coordinator, err = executor.New(executor.Config{
+		Store: store{p.executions}, Commands: p.bus, Leases: &leases{bus: leaseTable, held: make(map[fleet.HostID]*bus.Lease)},
+		Guard: surroundings{p.cfg.Policy, p.hosts, p.predictions}, Audit: p.audit, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.recommender.execute = execute(p.coordinator)
+	return p.openHistory(ctx)
+}
+
+func emptyDir(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(path, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run works until ctx ends or a part of it breaks.
+func (p *Plane) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	executions, err := p.coordinator.Executions(ctx)
+	if err != nil {
+		return err
+	}
+	p.recommender.resume(ctx, executions)
+
+	var wg sync.WaitGroup
+	part := func(name string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("hosts", func(ctx context.Context) error {
+		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
+	})
+	part("predictions", func(ctx context.Context) error { p.predictions.run(ctx); return nil })
+	part("samples", func(ctx context.Context) error {
+		return p.bus.Samples(ctx, time.Now().Add(-p.relearn()), func(s fleet.Sample) { p.predictions.offer(ctx, s) })
+	})
+	part("reports", func(ctx context.Context) error { return p.bus.Reports(ctx, p.coordinator.HandleReport) })
+	part("executions", p.coordinator.Run)
+	part("bundles", p.bundles.Serve)
+	part("recommendations", func(ctx context.Context) error {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case now := <-tick.C:
+				p.recommender.sweep(ctx, now)
+			}
+		}
+	})
+	if p.ingest != nil {
+		part("influx", p.ingest.run)
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// relearn is how much of the stream is read again at the start, so that what was
+// learned of each host comes back.
+func (p *Plane) relearn() time.Duration { return 2*p.cfg.Model.Learn.D() + 10*time.Minute }
+
+// Close stops the bus.
+func (p *Plane) Close() {
+	if p.bus != nil {
+		p.bus.Close()
+	}
+}
+
+// predicted follows each new prediction.
+func (p *Plane) predicted(ctx context.Context, s *fleet.Sample, out fleet.Prediction) {
+	p.hosts.sampled(s.Host, s.Time)
+	if time.Since(s.Time) > p.cfg.Policy.EvidenceMaxAge.D() {
+		return // read again after a restart: it teaches, and calls for nothing
+	}
+	p.events.emit("prediction", string(s.Host), out)
+	if h, ok := p.hosts.find(s.Host); ok {
+		p.recommender.consider(ctx, out, h)
+	}
+}
+
+// executed follows each change of an execution.
+func (p *Plane) executed(ctx context.Context, e fleet.Execution) {
+	p.events.emit("execution", e.ID, e)
+	if !e.State.Final() {
+		return
+	}
+	if e.State == fleet.ExecutionSucceeded {
+		p.predictions.recovered(e.Host)
+	}
+	p.recommender.finished(ctx, e)
+}
+
+func (p *Plane) newPredictor(host fleet.HostID, simulated bool) (*predictor.Predictor, error) {
+	learn := p.cfg.Model.Learn.D()
+	interval := p.cfg.Agent.Interval.D()
+	return predictor.New(host, predictor.Config{
+		NewDetector: newDetector(learn, interval), Model: detectorName,
+		FalseAlarms: p.cfg.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: p.cfg.Model.Horizon.D(),
+	})
+}
+
+// BusAddr is where the bus listens for agents, or "".
+func (p *Plane) BusAddr() string { return p.bus.Addr() }
+
+// AgentInside connects an agent in this process, with the rights that an agent
+// on another host has.
+func (p *Plane) AgentInside(id fleet.HostID) (*bus.Agent, error) {
+	o := bus.AgentOptions{Host: id, Token: p.tokens.grant(id), InProcess: p.bus, Log: p.log}
+	if p.cfg.Bus.URL != "" {
+		return nil, fmt.Errorf("with an external bus (bus.url), run the agent of this machine on its own ('tardigrade agent') and set agent.disabled")
+	}
+	return bus.DialAgent(o)
+}

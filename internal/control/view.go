@@ -1,0 +1,147 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/executor"
+	"github.com/tardigrade-recovery/tardigrade/executor/guard"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// The methods below make a Plane the api's Fleet.
+var _ api.Fleet = (*Plane)(nil)
+
+// Hosts returns every host that ever announced itself, by name.
+func (p *Plane) Hosts(context.Context) ([]api.HostView, error) {
+	out := []api.HostView{}
+	for _, h := range p.hosts.all() {
+		out = append(out, p.view(h))
+	}
+	return out, nil
+}
+
+// Host returns one host.
+func (p *Plane) Host(_ context.Context, id fleet.HostID) (api.HostView, error) {
+	h, ok := p.hosts.find(id)
+	if !ok {
+		return api.HostView{}, fmt.Errorf("there is no host %q; /api/v1/hosts lists those that are known: %w", id, api.ErrNotFound)
+	}
+	return p.view(h), nil
+}
+
+func (p *Plane) view(h fleet.Host) api.HostView {
+	v := api.HostView{Host: h}
+	if prediction, _, ok := p.predictions.find(h.ID, p.cfg.Policy.EvidenceMaxAge.D()); ok {
+		v.Prediction = &prediction
+	}
+	return v
+}
+
+// Series lists the series of a host's newest sample.
+func (p *Plane) Series(_ context.Context, id fleet.HostID) ([]string, error) {
+	_, sample, ok := p.predictions.find(id, 0)
+	if !ok {
+		return []string{}, nil
+	}
+	return sample.Schema.Names(), nil
+}
+
+// Telemetry reads the history of a series.
+func (p *Plane) Telemetry(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]api.Point, error) {
+	points, err := p.history.read(ctx, host, series, from, to, step)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", api.ErrNotReady, err)
+	}
+	out := make([]api.Point, len(points))
+	for i, x := range points {
+		out[i] = api.Point(x)
+	}
+	return out, nil
+}
+
+// Recommendations returns all of them, newest first.
+func (p *Plane) Recommendations(context.Context) ([]fleet.Recommendation, error) {
+	all := p.recommender.table.All()
+	slices.Reverse(all) // the IDs are ULIDs, which sort by time
+	return all, nil
+}
+
+// Approve lets a recommendation be carried out, and begins.
+func (p *Plane) Approve(ctx context.Context, id, who, note string) (fleet.Recommendation, error) {
+	rec, err := p.recommender.approve(ctx, id, who, note)
+	return rec, problem(err)
+}
+
+// Reject says no to a recommendation.
+func (p *Plane) Reject(ctx context.Context, id, who, note string) (fleet.Recommendation, error) {
+	rec, err := p.recommender.reject(ctx, id, who, note)
+	return rec, problem(err)
+}
+
+// problem turns the errors of other packages into the api's.
+func problem(err error) error {
+	var refusal *guard.Refusal
+	kind := func(to error) error { return fmt.Errorf("%w: %w", to, err) }
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errExpired):
+		return kind(api.ErrExpired)
+	case errors.Is(err, errDecided), errors.Is(err, executor.ErrBusy), errors.Is(err, bus.ErrConflict):
+		return kind(api.ErrConflict)
+	case errors.As(err, &refusal):
+		return kind(api.ErrRefused)
+	case errors.Is(err, executor.ErrInvalid):
+		return kind(api.ErrInvalid)
+	case errors.Is(err, bus.ErrNotFound), errors.Is(err, executor.ErrNotFound):
+		return kind(api.ErrNotFound)
+	case errors.Is(err, context.DeadlineExceeded):
+		return kind(api.ErrNotReady)
+	}
+	return err
+}
+
+// Executions returns all of them, newest first.
+func (p *Plane) Executions(ctx context.Context) ([]fleet.Execution, error) {
+	all, err := p.coordinator.Executions(ctx)
+	slices.Reverse(all)
+	return all, problem(err)
+}
+
+// Execute asks for an action that no recommendation proposed: the person who asks
+// is both the witness and the approval.
+func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string) (fleet.Execution, error) {
+	if _, err := p.Host(ctx, host); err != nil {
+		return fleet.Execution{}, err
+	}
+	now := time.Now().UTC()
+	e, err := p.coordinator.Submit(ctx, executor.Request{
+		Host: host, Action: action, Reason: reason, RequestedBy: who, EvidenceAt: now, Approval: consent(who, now, action),
+	})
+	return e, problem(err)
+}
+
+// Bundle opens the diagnostics of an execution.
+func (p *Plane) Bundle(ctx context.Context, e fleet.Execution) (io.ReadCloser, error) {
+	r, err := p.bundles.Open(ctx, e.Host, e.Bundle)
+	return r, problem(err)
+}
+
+// NotReady says which parts do not work now, and why.
+func (p *Plane) NotReady(context.Context) map[string]string {
+	out := make(map[string]string)
+	if !p.bus.Conn.IsConnected() {
+		out["bus"] = "not connected to NATS"
+	}
+	return out
+}
+
+// Follow returns events until stop is called.
+func (p *Plane) Follow() (<-chan api.Event, func()) { return p.events.follow() }

@@ -1,0 +1,153 @@
+// Package baseline is the plain detector: each column is compared with its own
+// slowly moving mean and deviation, and a sample's score is the sum over columns
+// of log1p(z²/9), so that each column's part is exact and no single column can
+// drown the others. The score becomes a tail probability by the peaks over a high
+// quantile of the scores seen while learning (Siffer et al., "Anomaly Detection in
+// Streams with Extreme Value Theory", KDD 2017, with the shape fixed at 0.1, since
+// minutes of learning do not suffice to estimate it).
+package baseline
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// Config sets up a [Detector].
+type Config struct {
+	// Learn is how many samples are watched before scores count: half for the
+	// columns' normal, half for the distribution of the score.
+	Learn int
+	// Memory is the number of samples over which the normal is forgotten to 1/e;
+	// 0 means 20,000.
+	Memory float64
+}
+
+// leastLearn is the smallest Config.Learn: below, no quantile can be told.
+const leastLearn = 20
+
+const (
+	quantile  = 0.9  // of the learning scores, from where the tail begins
+	shape     = 0.1  // of the generalised Pareto tail
+	floorRate = 0.01 // least deviation, as a share of the mean's size
+	floor     = 1e-9 // least deviation, absolute
+	loud      = 1e-4 // tail probability from which a sample teaches nothing
+)
+
+// Detector scores the samples of one host. It is not safe for concurrent use.
+type Detector struct {
+	cfg    Config
+	mean   []float64
+	m2     []float64 // variance
+	seen   []float64 // samples of the column
+	parts  []float64
+	scores []float64 // of the second half of learning
+	n      int
+	total  float64
+	base   float64 // score at the quantile
+	scale  float64 // of the peaks over it
+}
+
+// New returns a detector of so many columns.
+func New(columns int, cfg Config) (*Detector, error) {
+	if columns < 0 || cfg.Learn < leastLearn {
+		return nil, fmt.Errorf("baseline detector: %d columns, %d samples to learn: at least 0 and %d are needed", columns, cfg.Learn, leastLearn)
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = 20_000
+	}
+	d := &Detector{cfg: cfg, scores: make([]float64, 0, cfg.Learn)}
+	return d, d.Grow(columns)
+}
+
+// Grow adds columns. A new column learns by itself before it counts.
+func (d *Detector) Grow(columns int) error {
+	if columns < len(d.mean) {
+		return fmt.Errorf("baseline detector: %d columns cannot shrink to %d", len(d.mean), columns)
+	}
+	grow := func(s []float64) []float64 { return append(s, make([]float64, columns-len(s))...) }
+	d.mean, d.m2, d.seen, d.parts = grow(d.mean), grow(d.m2), grow(d.seen), grow(d.parts)
+	return nil
+}
+
+// Observe scores a sample; NaN is missing. learned is the share of the learning
+// period that is done, and tail the probability that a healthy host's sample is
+// at least as unusual, 1 while learning.
+func (d *Detector) Observe(_ time.Time, x []float64) (learned, tail float64) {
+	d.total = 0
+	for i, v := range x {
+		d.parts[i] = 0
+		if math.IsNaN(v) || d.seen[i] < float64(d.cfg.Learn/2) {
+			continue
+		}
+		sd := math.Sqrt(d.m2[i])
+		sd = max(sd, floorRate*math.Abs(d.mean[i]), floor)
+		z := (v - d.mean[i]) / sd
+		d.parts[i] = math.Log1p(z * z / 9)
+		d.total += d.parts[i]
+	}
+	tail = 1
+	switch {
+	case d.n < d.cfg.Learn:
+		d.n++
+		if d.n > d.cfg.Learn/2 {
+			d.scores = append(d.scores, d.total)
+		}
+		if d.n == d.cfg.Learn {
+			d.calibrate()
+		}
+	default:
+		tail = d.tail(d.total)
+	}
+	if tail > loud {
+		d.learn(x)
+	}
+	return float64(d.n) / float64(d.cfg.Learn), tail
+}
+
+func (d *Detector) learn(x []float64) {
+	for i, v := range x {
+		if math.IsNaN(v) {
+			continue
+		}
+		d.seen[i]++
+		w := 1 / min(d.seen[i], d.cfg.Memory)
+		delta := v - d.mean[i]
+		d.mean[i] += w * delta
+		d.m2[i] += w * (delta*(v-d.mean[i]) - d.m2[i])
+	}
+}
+
+func (d *Detector) calibrate() {
+	slices.Sort(d.scores)
+	d.base = d.scores[int(quantile*float64(len(d.scores)-1))]
+	excess, n := 0.0, 0
+	for _, s := range d.scores {
+		if s > d.base {
+			excess += s - d.base
+			n++
+		}
+	}
+	// With few peaks the scale is uncertain: it is widened by one standard error.
+	d.scale = max(0.05*d.base, 1e-3)
+	if n > 0 {
+		d.scale = max(d.scale, excess/float64(n)*(1+1/math.Sqrt(float64(n))))
+	}
+	d.scores = nil
+}
+
+// tail is the probability of a score at least as large.
+func (d *Detector) tail(score float64) float64 {
+	if score <= d.base {
+		return 1 - quantile*score/max(d.base, 1e-300)
+	}
+	return (1 - quantile) * math.Pow(1+shape*(score-d.base)/d.scale, -1/shape)
+}
+
+// Explain fills dst with each column's part of the last score and returns the
+// score, which is the sum of the parts.
+func (d *Detector) Explain(dst []float64) float64 {
+	copy(dst, d.parts)
+	return d.total
+}
