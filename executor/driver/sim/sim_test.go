@@ -1,0 +1,48 @@
+package sim_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+func TestConformance(t *testing.T) {
+	h := sim.New(sim.Config{Units: []string{"good.service", "other.service", "broken.service"}, Start: 10 * time.Millisecond})
+	h.Break("broken.service")
+	drivertest.Services(t, drivertest.Bench{
+		Services: h, Good: "good.service", Other: "other.service", Broken: "broken.service", Missing: "missing.service",
+		Hang: func(*testing.T) { h.Hang("good.service") },
+		Stop: func(*testing.T) { h.Stop("good.service") },
+	})
+}
+
+func TestGuestsAndRefusals(t *testing.T) {
+	var restarted []string
+	h := sim.New(sim.Config{Units: []string{"a"}, VMs: []fleet.VM{{ID: "1"}, {ID: "2", State: "paused"}}, Restarted: func(u string) { restarted = append(restarted, u) }})
+	guests, err := h.Guests(t.Context())
+	if err != nil || len(guests) != 2 || !guests[0].Alive || guests[1].Alive {
+		t.Fatalf("%+v, %v", guests, err)
+	}
+	h.Lose("1")
+	if guests, _ = h.Guests(t.Context()); guests[0].Alive || guests[0].State != "shut-off" {
+		t.Errorf("%+v", guests[0])
+	}
+	if err := h.Restart(t.Context(), "a"); err != nil || h.Restarts("a") != 1 || len(restarted) != 1 {
+		t.Errorf("%v, %v", err, restarted)
+	}
+	h.Refuse("a", "because")
+	if err := h.Restart(t.Context(), "a"); err == nil || h.Restarts("a") != 1 {
+		t.Error("restarted what must not be")
+	}
+	h.Break("a")
+	if _, summary, err := h.Diagnose(t.Context(), fleet.Command{}); err != nil || summary != "Simulated: a does not work." {
+		t.Errorf("%q, %v", summary, err)
+	}
+	h.Mend("a")
+	if _, summary, _ := h.Diagnose(t.Context(), fleet.Command{}); summary != "Simulated: every service works." {
+		t.Errorf("%q", summary)
+	}
+}
