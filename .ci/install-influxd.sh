@@ -1,16 +1,27 @@
-#!/usr/bin/env bash
-# Builds the InfluxDB 1.8.10 server that the tests run, from the Go module proxy,
-# into .build/bin, unless one of that version is there or on the PATH.
+#!/bin/bash
+# Installs influxd 1.8.10, the InfluxDB that the tests run against, from the Go
+# module proxy: install-influxd.sh [DIRECTORY], by default .build/bin of this
+# repository. Does nothing where that version is there already or on the PATH.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+
 version=1.8.10
-for candidate in "$(command -v influxd || true)" .build/bin/influxd; do
-  if [ -n "$candidate" ] && [ -x "$candidate" ] && "$candidate" version 2>/dev/null | grep -q "v$version"; then
-    exit 0
-  fi
-done
-mkdir -p .build/bin
-echo "building influxd $version, which takes a minute or two" >&2
+root=$(cd "$(dirname "$0")/.." && pwd)
+directory=${1:-$root/.build/bin}
+
+right() { [ -x "$1" ] && "$1" version 2>/dev/null | grep -q "v$version "; }
+
+if found=$(command -v influxd) && right "$found"; then
+	echo "influxd $version is at $found"
+	exit 0
+fi
+if right "$directory/influxd"; then
+	echo "influxd $version is at $directory/influxd"
+	exit 0
+fi
+mkdir -p "$directory"
+echo "building influxd $version into $directory, which takes a minute or two"
+# Outside of this module, so that its go.mod is left alone.
 cd /
-CGO_ENABLED=0 GOFLAGS=-mod=mod GOBIN="$OLDPWD/.build/bin" \
-  go install -ldflags "-s -w -X main.version=$version" "github.com/influxdata/influxdb/cmd/influxd@v$version"
+GOBIN=$(realpath "$directory") GOFLAGS= CGO_ENABLED=0 go install -ldflags "-s -w -X main.version=$version" \
+	"github.com/influxdata/influxdb/cmd/influxd@v$version"
+right "$directory/influxd" || { echo "the influxd that was built is not $version" >&2; exit 1; }
