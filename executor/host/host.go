@@ -219,14 +219,14 @@ func (r *Runner) Handle(_ context.Context, c fleet.Command) error {
 			return r.again(j, c)
 		}
 	}
-	if c.Token < r.newest {
-		r.cfg.Log.Warn("refused a command with an old fencing token", "command", c.ID, "token", c.Token, "newest", r.newest)
-		r.refuse(c, fmt.Sprintf("the fencing token %d is older than %d, the newest that this host has seen", c.Token, r.newest))
-		return nil
-	}
 	if why := malformed(c, r.cfg.Host); why != "" {
 		r.cfg.Log.Warn("refused a malformed command", "command", c.ID, "why", why)
 		r.refuse(c, why)
+		return nil
+	}
+	if c.Token < r.newest {
+		r.cfg.Log.Warn("refused a command with an old fencing token", "command", c.ID, "token", c.Token, "newest", r.newest)
+		r.refuse(c, fmt.Sprintf("the fencing token %d is older than %d, the newest that this host has seen", c.Token, r.newest))
 		return nil
 	}
 	if len(c.Units) == 0 {
