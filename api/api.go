@@ -67,10 +67,11 @@ type Executions interface {
 	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
 }
 
-// Status says which components are not ready, by name, with the reason, and lets
-// a client follow what changes.
+// Status says which components do not work, by name, with the reason, and lets a
+// client follow what changes.
 type Status interface {
-	NotReady(ctx context.Context) map[string]string
+	// NotReady tells apart what the service cannot do without and what it can.
+	NotReady(ctx context.Context) (essential, degraded map[string]string)
 	// Follow returns events until stop is called. The channel is closed where the
 	// follower was too slow.
 	Follow() (events <-chan Event, stop func())

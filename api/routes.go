@@ -142,11 +142,12 @@ func (s *Server) allow(least Role) echo.MiddlewareFunc {
 }
 
 func (s *Server) ready(c echo.Context) error {
-	missing := s.cfg.Fleet.NotReady(c.Request().Context())
-	if len(missing) == 0 {
-		return c.JSON(http.StatusOK, map[string]any{"status": "ready", "not_ready": missing})
+	essential, degraded := s.cfg.Fleet.NotReady(c.Request().Context())
+	status, word := http.StatusOK, "ready"
+	if len(essential) > 0 {
+		status, word = http.StatusServiceUnavailable, "not ready"
 	}
-	return c.JSON(http.StatusServiceUnavailable, map[string]any{"status": "not ready", "not_ready": missing})
+	return c.JSON(status, map[string]any{"status": word, "not_ready": essential, "degraded": degraded})
 }
 
 // page cuts a list by the query's host, state, limit and before (an ID).

@@ -126,7 +126,7 @@ func (p *Plane) open(ctx context.Context) error {
 		return err
 	}
 	p.recommender.execute = execute(p.coordinator)
-	return p.openHistory(ctx)
+	return p.openHistory()
 }
 
 func emptyDir(path string) error {

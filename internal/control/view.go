@@ -134,13 +134,19 @@ func (p *Plane) Bundle(ctx context.Context, e fleet.Execution) (io.ReadCloser, e
 	return r, problem(err)
 }
 
-// NotReady says which parts do not work now, and why.
-func (p *Plane) NotReady(context.Context) map[string]string {
-	out := make(map[string]string)
+// NotReady says which parts do not work now, and why. Without InfluxDB all goes
+// on: samples wait on the bus.
+func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string) {
+	essential, degraded = make(map[string]string), make(map[string]string)
 	if !p.bus.Conn.IsConnected() {
-		out["bus"] = "not connected to NATS"
+		essential["bus"] = "not connected to NATS"
 	}
-	return out
+	if p.ingest != nil {
+		if err := p.ingest.err(); err != nil {
+			degraded["influx"] = err.Error()
+		}
+	}
+	return essential, degraded
 }
 
 // Follow returns events until stop is called.
