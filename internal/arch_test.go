@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/collector"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
 const module = "github.com/tardigrade-recovery/tardigrade"
@@ -88,7 +91,7 @@ func TestImports(t *testing.T) {
 	all := packages(t)
 	for _, b := range bans() {
 		for _, p := range all {
-			if !under(p.ImportPath, b.from) {
+			if !under(p.ImportPath, b.from) || strings.HasSuffix(p.ImportPath, "test") { // a package for tests alone
 				continue
 			}
 			for _, i := range p.Imports {
@@ -111,6 +114,18 @@ func TestEachPackageIsDocumented(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.Doc == "" && len(p.GoFiles) > 0 {
 			t.Errorf("%s (%s) has no package comment", p.ImportPath, filepath.Base(p.Dir))
+		}
+	}
+}
+
+func TestThePredictorKnowsTheCatalogue(t *testing.T) {
+	known := make(map[string]bool)
+	for _, m := range collector.Catalogue() {
+		known[m.Name] = true
+	}
+	for _, m := range predictor.Metrics() {
+		if !known[m] {
+			t.Errorf("the predictor relies on the metric %q, which the collector's catalogue does not have", m)
 		}
 	}
 }

@@ -40,10 +40,10 @@ type healthSeries struct {
 }
 
 type memorySeries struct {
-	column, limitColumn int
-	unit                string
-	trend               trend
-	limit               float64
+	column, usedColumn int
+	unit               string
+	trend              trend
+	limit              float64
 }
 
 type countSeries struct {
@@ -63,16 +63,29 @@ var soundlyZero = []struct {
 	signature fleet.Signature
 	what      string
 }{
-	{"edac_uncorrected_per_second", fleet.SignatureMemoryHardware, "uncorrected memory errors"},
-	{"edac_corrected_per_second", fleet.SignatureMemoryHardware, "corrected memory errors"},
-	{"machine_checks_per_second", fleet.SignatureMemoryHardware, "machine check exceptions"},
+	{"memory_hardware_corrupted_bytes", fleet.SignatureMemoryHardware, "RAM that the hardware corrupted"},
 	{"disk_io_errors_per_second", fleet.SignatureDisk, "I/O errors"},
-	{"filesystem_readonly_count", fleet.SignatureDisk, "file systems that became read-only"},
-	{"kernel_hung_tasks_count", fleet.SignatureKernelFault, "hung tasks"},
-	{"kernel_soft_lockups_per_second", fleet.SignatureKernelFault, "soft lockups"},
-	{"kernel_oops_per_second", fleet.SignatureKernelFault, "kernel oopses"},
-	{"thermal_throttle_per_second", fleet.SignatureThermal, "thermal throttling"},
-	{"net_carrier_changes_per_second", fleet.SignatureNetwork, "link flaps"},
+	{"filesystems_read_only", fleet.SignatureDisk, "file systems that became read-only"},
+	{"kernel_hung_tasks_per_second", fleet.SignatureKernelFault, "hung tasks"},
+	{"kernel_oopses_per_second", fleet.SignatureKernelFault, "kernel oopses"},
+	{"nic_link_changes_per_second", fleet.SignatureNetwork, "link flaps"},
+}
+
+// unscored lists metrics that move on a sound host whatever it does, so that
+// there is no normal to compare them with.
+var unscored = map[string]bool{"uptime_seconds": true, "clock_max_error_seconds": true}
+
+// Metrics lists the metrics whose meaning this package relies on, for a test that
+// the catalogue has them.
+func Metrics() []string {
+	out := []string{unitMemory, unitUsed, unitHealthy, unitActive, availableBytes}
+	for _, z := range soundlyZero {
+		out = append(out, z.metric)
+	}
+	for m := range unscored {
+		out = append(out, m)
+	}
+	return out
 }
 
 const (
@@ -85,7 +98,7 @@ const (
 	leakRatio      = 1.3      // of the smallest value in the window
 	leakFit        = 0.85     // share of variance that a straight line explains
 	unitMemory     = "unit_memory_bytes"
-	unitLimit      = "unit_memory_limit_bytes"
+	unitUsed       = "unit_memory_used_ratio"
 	unitHealthy    = "unit_healthy"
 	unitActive     = "unit_active"
 	availableBytes = "memory_available_bytes"
@@ -109,7 +122,7 @@ func (e *evidence) align(s *fleet.Schema) {
 			}
 			e.health = append(e.health, h)
 		case unitMemory:
-			m := memorySeries{column: i, limitColumn: s.Index(fleet.SeriesName(unitLimit, instance)), unit: instance}
+			m := memorySeries{column: i, usedColumn: s.Index(fleet.SeriesName(unitUsed, instance)), unit: instance}
 			for _, o := range old.memory {
 				if o.unit == m.unit {
 					m.trend = o.trend
@@ -152,8 +165,8 @@ func (e *evidence) observe(s *fleet.Sample) {
 		m := &e.memory[i]
 		m.trend.add(s.Time, s.Values[m.column])
 		m.limit = math.NaN()
-		if m.limitColumn >= 0 {
-			m.limit = s.Values[m.limitColumn]
+		if m.usedColumn >= 0 && s.Values[m.usedColumn] > 0 {
+			m.limit = s.Values[m.column] / s.Values[m.usedColumn]
 		}
 	}
 	for i := range e.counts {
@@ -343,14 +356,15 @@ func signatureOf(metric string) fleet.Signature {
 		prefix    string
 		signature fleet.Signature
 	}{
-		{"unit_memory", fleet.SignatureMemoryLeak}, {"unit_", fleet.SignatureServiceHang},
-		{"edac", fleet.SignatureMemoryHardware}, {"machine_check", fleet.SignatureMemoryHardware},
-		{"memory_", fleet.SignatureMemoryLeak}, {"swap_", fleet.SignatureMemoryLeak}, {"psi_memory", fleet.SignatureMemoryLeak},
-		{"disk_", fleet.SignatureDisk}, {"filesystem_", fleet.SignatureDisk}, {"psi_io", fleet.SignatureDisk}, {"smart_", fleet.SignatureDisk},
-		{"net_", fleet.SignatureNetwork}, {"tcp_", fleet.SignatureNetwork}, {"udp_", fleet.SignatureNetwork},
-		{"thermal_", fleet.SignatureThermal}, {"temperature_", fleet.SignatureThermal},
-		{"cpu_steal", fleet.SignatureNoisyNeighbour}, {"vm_cpu_steal", fleet.SignatureNoisyNeighbour},
-		{"kernel_", fleet.SignatureKernelFault}, {"processes_blocked", fleet.SignatureKernelFault},
+		{"unit_memory", fleet.SignatureMemoryLeak}, {"unit_", fleet.SignatureServiceHang}, {"units_", fleet.SignatureServiceHang},
+		{"memory_hardware", fleet.SignatureMemoryHardware},
+		{"memory_", fleet.SignatureMemoryLeak}, {"swap_", fleet.SignatureMemoryLeak}, {"pressure_memory", fleet.SignatureMemoryLeak},
+		{"reclaim_", fleet.SignatureMemoryLeak}, {"oom_", fleet.SignatureMemoryLeak}, {"allocation_stalls", fleet.SignatureMemoryLeak},
+		{"disk", fleet.SignatureDisk}, {"filesystem", fleet.SignatureDisk}, {"pressure_io", fleet.SignatureDisk},
+		{"network_", fleet.SignatureNetwork}, {"nic_", fleet.SignatureNetwork}, {"tcp_", fleet.SignatureNetwork}, {"udp_", fleet.SignatureNetwork}, {"softnet_", fleet.SignatureNetwork},
+		{"thermal_", fleet.SignatureThermal},
+		{"cpu_steal", fleet.SignatureNoisyNeighbour}, {"vm_steal", fleet.SignatureNoisyNeighbour},
+		{"kernel_", fleet.SignatureKernelFault}, {"tasks_blocked", fleet.SignatureKernelFault},
 	} {
 		if strings.HasPrefix(metric, p.prefix) {
 			return p.signature

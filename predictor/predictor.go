@@ -67,7 +67,7 @@ type Predictor struct {
 	detector Detector
 	schema   *fleet.Schema
 	columns  map[string]int // series to the detector's column
-	order    []int          // the current schema's positions to columns
+	order    []int          // the current schema's positions to columns, -1 for none
 	names    []string       // column to series
 	x        []float64
 	shares   []float64
@@ -117,7 +117,9 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		p.x[i] = math.NaN()
 	}
 	for i, v := range s.Values {
-		p.x[p.order[i]] = v
+		if c := p.order[i]; c >= 0 {
+			p.x[c] = v
+		}
 	}
 	o := p.detector.Observe(s.Time, p.x)
 	p.evidence.observe(s)
@@ -201,6 +203,10 @@ func (p *Predictor) align(schema *fleet.Schema) error {
 	}
 	order := make([]int, schema.Len())
 	for i, name := range schema.Names() {
+		if unscored[name] {
+			order[i] = -1
+			continue
+		}
 		c, ok := p.columns[name]
 		if !ok {
 			c = len(p.names)
