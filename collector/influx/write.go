@@ -253,7 +253,7 @@ func storedInstance(s string) string {
 
 // escape makes a tag value of the line protocol.
 func escape(s string) string {
-	if strings.IndexAny(s, ",= ") < 0 {
+	if !strings.ContainsAny(s, ",= ") {
 		return s
 	}
 	return strings.NewReplacer(",", `\,`, "=", `\=`, " ", `\ `).Replace(s)

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -162,7 +161,6 @@ func TestOnRealSystemd(t *testing.T) {
 
 // reports collects what a runner says.
 type reports struct {
-	mu    sync.Mutex
 	final chan fleet.Report
 }
 
