@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ var filesystemMetrics = append([]Metric{
 	ratio("filesystem_inodes_free_min_ratio", "free inodes of the local file system with the least of them", "gopsutil disk.Usage"),
 	gauge("filesystems_read_only", "1", "local file systems that are mounted read-only now and were not when sampling began", "/proc/1/mountinfo"),
 	gauge("filesystems_mounted", "1", "local file systems", "/proc/1/mountinfo"),
+	gauge("filesystem_errors_recorded", "1", "errors that ext4 has found in its file systems and not seen repaired", "/sys/fs/ext4/*/errors_count"),
 }, each("filesystem",
 	gauge("filesystem_available_bytes", "bytes", "space that programs can use", "gopsutil disk.Usage"),
 	ratio("filesystem_available_ratio", "filesystem_available_bytes of its size", "gopsutil disk.Usage"),
@@ -48,6 +50,9 @@ type filesystemSource struct {
 	types    *file
 	local    map[string]bool // file system types that live on a block device
 	writable map[string]bool // mounts seen writable, by device
+	// The tables as they were when seen was made of them: they seldom change.
+	seenMounts, seenTypes []byte
+	seen                  []mount
 }
 
 func newFilesystemSource(h *host) source {
@@ -82,7 +87,11 @@ func (s *filesystemSource) collect(_ context.Context, f *frame) error {
 			return err
 		}
 	}
-	mounts := s.localMounts(b)
+	if s.seen == nil || !bytes.Equal(b, s.seenMounts) {
+		s.seenMounts = append(s.seenMounts[:0], b...)
+		s.seen = s.localMounts(b)
+	}
+	mounts := s.seen
 	if len(mounts) == 0 {
 		return errNoData
 	}
@@ -116,6 +125,7 @@ func (s *filesystemSource) collect(_ context.Context, f *frame) error {
 			minOf(&leastInodes, inodes)
 		}
 	}
+	s.ext4(f)
 	f.set("filesystem_available_min_ratio", leastSpace)
 	f.set("filesystem_inodes_free_min_ratio", leastInodes)
 	f.set("filesystems_read_only", float64(readOnly))
@@ -123,11 +133,35 @@ func (s *filesystemSource) collect(_ context.Context, f *frame) error {
 	return errs
 }
 
+// ext4 adds up the errors that file systems have noted in their superblocks
+// (Documentation/ABI/testing/sysfs-fs-ext4).
+func (s *filesystemSource) ext4(f *frame) {
+	dir := filepath.Join(s.h.sys, "fs/ext4")
+	devices, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	sum := math.NaN()
+	for _, d := range devices {
+		if b, err := os.ReadFile(filepath.Join(dir, d.Name(), "errors_count")); err == nil {
+			if v, ok := parseUint(trimSpace(b)); ok {
+				sumOf(&sum, float64(v))
+			}
+		}
+	}
+	f.set("filesystem_errors_recorded", sum)
+}
+
 func (s *filesystemSource) readTypes() error {
 	b, err := s.types.read()
 	if err != nil {
 		return err
 	}
+	if s.local != nil && bytes.Equal(b, s.seenTypes) {
+		return nil
+	}
+	s.seenTypes = append(s.seenTypes[:0], b...)
+	s.seen = nil
 	s.local = make(map[string]bool)
 	for len(b) > 0 {
 		var line []byte
@@ -217,3 +251,80 @@ func unescapeMount(b []byte) string {
 }
 
 func octal(c byte) bool { return c >= '0' && c <= '7' }
+
+var networkFilesystemMetrics = append([]Metric{
+	gauge("network_filesystems_mounted", "1", "file systems mounted from other machines; missing while one of them does not answer", "/proc/1/mountinfo"),
+	ratio("network_filesystem_available_min_ratio", "free space of the fullest file system of another machine", "gopsutil disk.Usage"),
+}, each("filesystem",
+	ratio("network_filesystem_available_ratio", "free space of all", "gopsutil disk.Usage"),
+)...)
+
+// networkFilesystemSource looks at file systems of other machines, apart from
+// the local ones: a server that does not answer makes this source hang and no other.
+type networkFilesystemSource struct {
+	h          *host
+	mounts     *file
+	seenMounts []byte
+	seen       []mount
+}
+
+func newNetworkFilesystemSource(h *host) source {
+	return &networkFilesystemSource{h: h, mounts: h.kept(filepath.Join(h.proc, "1/mountinfo"))}
+}
+
+func (s *networkFilesystemSource) close() error { s.mounts.close(); return nil }
+
+var networkFilesystems = map[string]bool{
+	"nfs": true, "nfs4": true, "cifs": true, "smb3": true, "ceph": true, "9p": true, "afs": true, "ocfs2": true,
+	"gfs2": true, "lustre": true, "fuse.glusterfs": true, "fuse.ceph-fuse": true, "fuse.sshfs": true,
+}
+
+func (s *networkFilesystemSource) collect(_ context.Context, f *frame) error {
+	b, err := s.mounts.read()
+	if err != nil {
+		s.mounts.close()
+		s.mounts = s.h.kept(filepath.Join(s.h.proc, "self/mountinfo"))
+		if b, err = s.mounts.read(); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(b, s.seenMounts) {
+		s.seenMounts = append(s.seenMounts[:0], b...)
+		s.seen = remoteMounts(b)
+	}
+	least := math.NaN()
+	var errs error
+	for _, m := range s.seen {
+		u, err := s.h.statfs(m.point)
+		if err != nil {
+			errs = errors.Join(errs, fmt.Errorf("free space of %s: %w", m.point, err))
+			continue
+		}
+		available := share(float64(u.Available), float64(u.Total))
+		minOf(&least, available)
+		if name := instanceName(m.point); f.admit(name) {
+			f.setOf("network_filesystem_available_ratio", name, available)
+		}
+	}
+	f.set("network_filesystems_mounted", float64(len(s.seen)))
+	f.set("network_filesystem_available_min_ratio", least)
+	return errs
+}
+
+// remoteMounts returns one mount for each file system of another machine, at
+// most 256 of them.
+func remoteMounts(b []byte) []mount {
+	var mounts []mount
+	seen := make(map[string]bool)
+	for len(b) > 0 && len(mounts) < 256 {
+		var line []byte
+		line, b = cutLine(b)
+		m, ok := parseMount(line)
+		if !ok || !networkFilesystems[m.kind] || seen[m.device] {
+			continue
+		}
+		seen[m.device] = true
+		mounts = append(mounts, m)
+	}
+	return mounts
+}
