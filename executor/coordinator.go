@@ -439,8 +439,19 @@ func (c *Coordinator) Cancel(ctx context.Context, id, by string) (fleet.Executio
 	if s.State != fleet.ExecutionPending && s.State != fleet.ExecutionDiagnosing {
 		return s.Execution, fmt.Errorf("%w: it is %s", ErrTooLate, s.State)
 	}
-	err := c.apply(ctx, id, by, func(Stored) Event { return Event{Kind: EventCancel, Detail: "cancelled by " + by} })
+	err := c.apply(ctx, id, by, func(now Stored) Event {
+		if now.State != s.State {
+			return Event{}
+		}
+		return Event{Kind: EventCancel, Detail: "cancelled by " + by}
+	})
 	s, _ = c.find(id)
+	if err == nil {
+		err = c.tend(ctx, id)
+	}
+	if err == nil && s.State != fleet.ExecutionCancelled && s.State != fleet.ExecutionHandedOver {
+		err = fmt.Errorf("%w: it is %s", ErrTooLate, s.State)
+	}
 	return s.Execution, err
 }
 
@@ -499,7 +510,12 @@ func (c *Coordinator) HandleReport(ctx context.Context, r fleet.Report) error {
 		}
 	}
 	r.GuestsBefore, r.GuestsAfter = r.GuestsBefore[:min(len(r.GuestsBefore), maxGuests)], r.GuestsAfter[:min(len(r.GuestsAfter), maxGuests)]
-	err := c.apply(ctx, s.ID, "agent:"+string(r.Host), func(s Stored) Event { return c.reported(ctx, s, r) })
+	err := c.apply(ctx, s.ID, "agent:"+string(r.Host), func(s Stored) Event {
+		if s.Command.ID != r.Command {
+			return Event{}
+		}
+		return c.reported(ctx, s, r)
+	})
 	if err != nil {
 		return fmt.Errorf("host %s: execution %s: %s: report %d: %w", r.Host, r.Execution, r.Phase, r.Seq, err)
 	}
@@ -559,6 +575,9 @@ func (c *Coordinator) can(ctx context.Context, s Stored, evidence time.Time) ([]
 func (c *Coordinator) advance(ctx context.Context, id string) error {
 	c.begin.Lock()
 	err := c.apply(ctx, id, "guard", func(s Stored) Event {
+		if s.State != fleet.ExecutionPending {
+			return Event{}
+		}
 		if c.now().After(s.Deadline) {
 			return Event{Kind: EventDeadline}
 		}
@@ -582,7 +601,8 @@ func (c *Coordinator) advance(ctx context.Context, id string) error {
 }
 
 // apply stores what follows from an event. The event is made anew where somebody
-// else changed the execution meanwhile. The host is locked.
+// else changed the execution meanwhile; its zero value means that it does not apply
+// any more. The host is locked.
 func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(Stored) Event) error {
 	for range 10 {
 		s, ok := c.find(id)
@@ -594,6 +614,9 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 		}
 		now := c.now()
 		ev := event(s)
+		if ev.Kind == "" {
+			return nil
+		}
 		next, effects := Next(s.Execution, ev, now, c.cfg.Limits)
 		rec := s.Record
 		rec.Execution = next

@@ -333,7 +333,7 @@ func TestFenced(t *testing.T) {
 		r := newRig(t, nil)
 		r.w.change(func() { r.w.deliver = nil })
 		e := r.submit(nil)
-		r.w.change(func() { r.w.owner["h1"] = "somebody else" })
+		r.w.change(func() { r.w.owner["h1"], r.w.until["h1"] = "somebody else", time.Now().Add(hour) })
 		if e = r.wait(e.ID); e.State != fleet.ExecutionHandedOver || !strings.Contains(e.Outcome, "Another execution") {
 			t.Fatalf("%s: %s", e.State, e.Outcome)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/executor/guard"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -20,6 +21,7 @@ type world struct {
 	// leases by host
 	owner map[fleet.HostID]string
 	token map[fleet.HostID]uint64
+	until map[fleet.HostID]time.Time
 
 	policy guard.Policy
 	state  guard.State
@@ -34,7 +36,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{
-		records: map[string][]byte{}, revision: map[string]uint64{}, owner: map[fleet.HostID]string{}, token: map[fleet.HostID]uint64{},
+		records: map[string][]byte{}, revision: map[string]uint64{}, owner: map[fleet.HostID]string{}, token: map[fleet.HostID]uint64{}, until: map[fleet.HostID]time.Time{},
 		fail: func(string) error { return nil },
 		policy: guard.Policy{
 			Automatic: []fleet.Action{fleet.ActionRecycle}, ApprovalExpires: hour, EvidenceMaxAge: minute, MaxConcurrent: 10, MaxConcurrentPerDomain: 10,
@@ -46,7 +48,7 @@ func newWorld() *world {
 }
 
 func (w *world) config() Config {
-	return Config{Store: w, Commands: w, Leases: leases{w}, Guard: w, Audit: w, Tick: ms, Log: quiet}
+	return Config{Store: w, Commands: w, Leases: leases{w}, Guard: w, Audit: w, Tick: 50 * ms, Log: quiet}
 }
 
 func (w *world) Create(_ context.Context, r Record) (uint64, error) {
@@ -146,17 +148,28 @@ func (w *world) change(f func()) {
 
 type leases struct{ w *world }
 
+// leaseTime is after how long a lease ends that is not renewed.
+const leaseTime = 15 * time.Second
+
+// held is the owner of a host's lease, now.
+func (w *world) held(host fleet.HostID) string {
+	if time.Now().After(w.until[host]) {
+		return ""
+	}
+	return w.owner[host]
+}
+
 func (l leases) Acquire(_ context.Context, host fleet.HostID, owner string) (uint64, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	if err := l.w.fail("acquire"); err != nil {
 		return 0, err
 	}
-	if l.w.owner[host] != "" {
+	if l.w.held(host) != "" {
 		return 0, fmt.Errorf("host %s: %w", host, ErrBusy)
 	}
 	l.w.last++
-	l.w.owner[host], l.w.token[host] = owner, l.w.last
+	l.w.owner[host], l.w.token[host], l.w.until[host] = owner, l.w.last, time.Now().Add(leaseTime)
 	return l.w.last, nil
 }
 
@@ -166,9 +179,10 @@ func (l leases) Renew(_ context.Context, host fleet.HostID, owner string, token 
 	if err := l.w.fail("renew"); err != nil {
 		return err
 	}
-	if l.w.owner[host] != owner || l.w.token[host] != token {
+	if l.w.held(host) != owner || l.w.token[host] != token {
 		return ErrLeaseLost
 	}
+	l.w.until[host] = time.Now().Add(leaseTime)
 	return nil
 }
 

@@ -85,11 +85,10 @@ func (c *Coordinator) look(ctx context.Context, id string) error {
 	}
 	if c.now().After(s.Deadline.Add(c.cfg.Grace)) {
 		err := c.apply(ctx, id, "coordinator", func(s Stored) Event {
-			ev := Event{Kind: EventDeadline, Detail: fmt.Sprintf("the phase was to end by %s", s.Deadline.Format(time.RFC3339))}
 			if !c.now().After(s.Deadline.Add(c.cfg.Grace)) {
-				ev = Event{Kind: EventProgress}
+				return Event{}
 			}
-			return ev
+			return Event{Kind: EventDeadline, Detail: fmt.Sprintf("the phase was to end by %s", s.Deadline.Format(time.RFC3339))}
 		})
 		if err != nil {
 			return err

@@ -356,6 +356,8 @@ func (s *Services) Restart(ctx context.Context, unit string) error {
 			if err := s.killStuck(ctx, c, unit); err != nil {
 				return err
 			}
+			// It may have begun to stop only now, or have left more processes.
+			grace.Reset(s.cfg.Grace)
 		case <-poll.C:
 			// The signal of the job's end can get lost with a connection.
 			p, err := s.properties(ctx, unit)

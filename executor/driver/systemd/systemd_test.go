@@ -31,7 +31,7 @@ var units = map[string]string{
 	"broken.service": "[Service]\nExecStartPre=/bin/false\nExecStart=/bin/sleep infinity\n",
 	"crashy.service": "[Service]\nExecStart=/bin/sleep 0.1\n",
 	"again.service":  "[Service]\nExecStartPre=/bin/sh -c 'test -e /run/again || { touch /run/again; exit 1; }'\nExecStart=/bin/sleep infinity\nRestart=on-failure\nRestartSec=200ms\n",
-	"stuck.service":  "[Service]\nExecStart=/bin/sh -c 'trap \"\" TERM; while :; do sleep 1000; done'\n",
+	"stuck.service":  "[Service]\nExecStart=/bin/sh -c 'trap \"\" TERM; touch /run/stuck.ready; exec sleep infinity'\n",
 	"once.service":   "[Service]\nType=oneshot\nExecStart=/bin/true\n",
 	"kept.service":   "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
 	"fixed.service":  "[Unit]\nRefuseManualStop=yes\n" + simple,
@@ -126,6 +126,12 @@ func TestOnRealSystemd(t *testing.T) {
 	})
 	t.Run("a service that does not stop is killed", func(t *testing.T) {
 		systemctl(t, "start", "stuck.service")
+		for _, err := os.Stat("/run/stuck.ready"); err != nil; _, err = os.Stat("/run/stuck.ready") {
+			if t.Context().Err() != nil {
+				t.Fatal("the service never ignored SIGTERM")
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
 		defer exec.Command("systemctl", "kill", "--signal=KILL", "stuck.service").Run()
 		begin := time.Now()
 		if err := s.Restart(t.Context(), "stuck.service"); err != nil {
