@@ -12,8 +12,8 @@ help: ## list the targets
 build: ## build bin/tardigrade
 	go build -trimpath -ldflags "-s -w -X main.version=$(version)" -o bin/tardigrade .
 
-run: build ## watch this machine on http://127.0.0.1:8080
-	bin/tardigrade serve
+run: build ## watch this machine and a simulated fleet on http://127.0.0.1:8080
+	bin/tardigrade serve --demo
 
 check: ## format, vet, staticcheck
 	@bad=$$(gofmt -l $(go_files)); [ -z "$$bad" ] || { echo "not formatted by gofmt:"; echo "$$bad"; exit 1; }

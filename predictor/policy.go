@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
@@ -70,7 +71,11 @@ type Decision struct {
 // cure the fault times the cost of what follows: recycle leads to the reset, the
 // reset and the migration to a person. A host without VMs is priced as if it had
 // one, since the next VM may be placed there at any time.
-func Decide(p fleet.Prediction, h fleet.Host, c Costs) Decision {
+//
+// tried has the actions that were carried out on the host against this signature a
+// short while ago, and when: the fault is back, so they did not cure it and are not
+// tried again. nil means none.
+func Decide(p fleet.Prediction, h fleet.Host, c Costs, tried map[fleet.Action]time.Time) Decision {
 	vms := math.Max(float64(running(h.VMs)), 1)
 	crash := c.CrashSeconds * vms
 	person := p.FailureProbability * c.HandOverSeconds * vms
@@ -81,10 +86,11 @@ func Decide(p fleet.Prediction, h fleet.Host, c Costs) Decision {
 	migrate := cost(fleet.ActionLiveMigrate, person)
 	reset := cost(fleet.ActionPreservingReset, person)
 	next, nextName := person, "a person"
-	if can(h, fleet.ActionPreservingReset) && reset < next {
+	open := func(a fleet.Action) bool { return can(h, a) && tried[a].IsZero() }
+	if open(fleet.ActionPreservingReset) && reset < next {
 		next, nextName = reset, "a preserving reset"
 	}
-	if can(h, fleet.ActionLiveMigrate) && migrate < next {
+	if open(fleet.ActionLiveMigrate) && migrate < next {
 		next, nextName = migrate, "live migration"
 	}
 	recycle := cost(fleet.ActionRecycle, next)
@@ -92,9 +98,9 @@ func Decide(p fleet.Prediction, h fleet.Host, c Costs) Decision {
 	d := Decision{Propensity: 1, Alternatives: []fleet.Alternative{
 		{Action: fleet.ActionNone, Available: true, CostVMSeconds: p.FailureProbability * crash,
 			Why: fmt.Sprintf("a crash costs %s %.0f s each and comes with probability %.2f", count(vms), c.CrashSeconds, p.FailureProbability)},
-		alternative(p, h, fleet.ActionRecycle, recycle, "guests do not notice; if it fails, "+nextName+" follows"),
-		alternative(p, h, fleet.ActionPreservingReset, reset, "guests freeze for the reset and go on; if it fails, a person follows"),
-		alternative(p, h, fleet.ActionLiveMigrate, migrate, "guests move to a healthy host; if it fails, a person follows"),
+		alternative(p, h, tried, fleet.ActionRecycle, recycle, "guests do not notice; if it fails, "+nextName+" follows"),
+		alternative(p, h, tried, fleet.ActionPreservingReset, reset, "guests freeze for the reset and go on; if it fails, a person follows"),
+		alternative(p, h, tried, fleet.ActionLiveMigrate, migrate, "guests move to a healthy host; if it fails, a person follows"),
 		{Action: fleet.ActionHandOver, Available: true, CostVMSeconds: person,
 			Why: fmt.Sprintf("until a person has acted, %s may lose %.0f s each", count(vms), c.HandOverSeconds)},
 	}}
@@ -110,14 +116,24 @@ func Decide(p fleet.Prediction, h fleet.Host, c Costs) Decision {
 		}
 	}
 	d.Action, d.CostVMSeconds = d.Alternatives[best].Action, d.Alternatives[best].CostVMSeconds
+	if at := tried[fleet.ActionHandOver]; !at.IsZero() && d.Action == fleet.ActionHandOver {
+		d.Action = fleet.ActionNone
+		d.Reason = fmt.Sprintf("%s was handed over to a person at %s.", p.Host, at.UTC().Format("15:04:05"))
+		return d
+	}
 	d.Reason = reason(p, d, vms)
 	return d
 }
 
-func alternative(p fleet.Prediction, h fleet.Host, a fleet.Action, cost float64, why string) fleet.Alternative {
+func alternative(p fleet.Prediction, h fleet.Host, tried map[fleet.Action]time.Time, a fleet.Action, cost float64, why string) fleet.Alternative {
 	alt := fleet.Alternative{Action: a, Available: can(h, a), CostVMSeconds: cost, CureProbability: cures[p.Signature][a], Why: why}
 	if !alt.Available {
 		alt.Why = "this host cannot do it: its agent does not offer " + string(a)
+		return alt
+	}
+	if at := tried[a]; !at.IsZero() {
+		alt.Available = false
+		alt.Why = fmt.Sprintf("it was done at %s and the fault is back", at.UTC().Format("15:04:05"))
 	}
 	return alt
 }

@@ -19,18 +19,27 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/control"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
+	"github.com/tardigrade-recovery/tardigrade/internal/demo"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
 func (a *app) serve() *cobra.Command {
 	var data, listen string
 	var interval time.Duration
+	var simulated bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the control plane, watching this machine too",
 		Long: `Run the control plane: the bus, prediction, recommendations, the API and the dashboard.
 An agent for this machine runs inside (agent.disabled: true switches it off); it acts on
-nothing unless agent.act is true.`,
-		Example: `  tardigrade serve
+nothing unless agent.act is true.
+
+With --demo a small fleet of simulated hosts runs beside it, labelled as such
+everywhere. They begin to fail within a minute and are recovered; what is
+recommended for them is approved by itself after some seconds. This machine is only
+watched then: what is recommended for it is a dry run.`,
+		Example: `  tardigrade serve --demo
+  tardigrade serve
   tardigrade serve --config tardigrade.yaml --data /var/lib/tardigrade`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -50,17 +59,37 @@ nothing unless agent.act is true.`,
 			if err := c.Validate(); err != nil {
 				return err
 			}
-			return a.runServe(cmd.Context(), c, log)
+			if simulated {
+				if c.Agent.Act {
+					return errors.New("--demo acts on nothing real: take agent.act out of the configuration, or leave --demo out")
+				}
+				c.Policy = demoPolicy(c.Policy)
+			}
+			return a.runServe(cmd.Context(), c, simulated, log)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", ".tardigrade", "`directory` for everything durable")
 	f.StringVar(&listen, "listen", "127.0.0.1:8080", "`address` of the API and the dashboard")
 	f.DurationVar(&interval, "interval", time.Second, "time between samples of this machine")
+	f.BoolVar(&simulated, "demo", false, "add simulated hosts that fail and are recovered")
 	return cmd
 }
 
-func (a *app) runServe(ctx context.Context, c config.Config, log *slog.Logger) error {
+// demoSeed makes the demonstration the same each time.
+const demoSeed = 1
+
+// demoPolicy makes room for the demonstration, in which a third of the fleet fails
+// within a minute. Nothing real is acted on under it.
+func demoPolicy(p config.Policy) config.Policy {
+	p.MaxConcurrent, p.MaxConcurrentPerDomain = max(p.MaxConcurrent, 6), max(p.MaxConcurrentPerDomain, 3)
+	p.Cooldown = min(p.Cooldown, config.Duration(30*time.Second))
+	p.MinHealthyRatio = min(p.MinHealthyRatio, 0.3)
+	p.StormRatio = max(p.StormRatio, 0.6)
+	return p
+}
+
+func (a *app) runServe(ctx context.Context, c config.Config, simulated bool, log *slog.Logger) error {
 	serverTLS, err := control.ServerTLS("api.tls", c.API.TLS)
 	if err != nil {
 		return err
@@ -82,7 +111,19 @@ func (a *app) runServe(ctx context.Context, c config.Config, log *slog.Logger) e
 	if serverTLS != nil {
 		l = tls.NewListener(l, serverTLS)
 	}
-	plane, err := control.Open(ctx, control.Options{Config: c, Dir: dir, Version: a.version, Log: log})
+	options := control.Options{Config: c, Dir: dir, Version: a.version, Demo: simulated, Log: log}
+	handedOver := make(chan fleet.HostID, 64)
+	if simulated {
+		options.Ended = func(e fleet.Execution) {
+			if e.Simulated && e.State != fleet.ExecutionSucceeded {
+				select {
+				case handedOver <- e.Host:
+				default:
+				}
+			}
+		}
+	}
+	plane, err := control.Open(ctx, options)
 	if err != nil {
 		return err
 	}
@@ -110,6 +151,15 @@ func (a *app) runServe(ctx context.Context, c config.Config, log *slog.Logger) e
 	part(func(ctx context.Context) error { return server.Serve(ctx, l) })
 	if !c.Agent.Disabled {
 		part(func(ctx context.Context) error { return a.agentInside(ctx, c, plane, log) })
+	}
+	if simulated {
+		part(func(ctx context.Context) error {
+			dir, err := dir.Sub("demo")
+			if err != nil {
+				return err
+			}
+			return demo.Run(ctx, demo.Options{Dial: plane.AgentInside, HandedOver: handedOver, Dir: dir, Seed: demoSeed, Log: log})
+		})
 	}
 	log.Info("serving", "url", "http://"+l.Addr().String(), "bus", plane.BusAddr(), "data", dir.Path, "version", a.version)
 	wg.Wait()

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -25,6 +26,19 @@ type hosts struct {
 
 func newHosts(table *bus.Table[fleet.Host], admit func(context.Context, fleet.HostID) error, log *slog.Logger) *hosts {
 	return &hosts{table: table, admit: admit, log: log, seen: make(map[fleet.HostID]time.Time), admitted: make(map[fleet.HostID]bool)}
+}
+
+// forgetSimulated takes the simulated hosts out of the inventory.
+func (h *hosts) forgetSimulated(ctx context.Context) error {
+	for _, host := range h.table.All() {
+		if !host.Simulated {
+			continue
+		}
+		if err := h.table.Delete(ctx, string(host.ID)); err != nil {
+			return fmt.Errorf("forget the simulated host %s: %w", host.ID, err)
+		}
+	}
+	return nil
 }
 
 // announce takes the word of an agent on its host. The times are the control

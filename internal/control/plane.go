@@ -26,7 +26,12 @@ type Options struct {
 	Config  config.Config
 	Dir     *datadir.Dir
 	Version string
-	Log     *slog.Logger
+	// Demo keeps simulated hosts in the inventory; otherwise those of an earlier
+	// demonstration are forgotten.
+	Demo bool
+	// Ended, if not nil, is told of each execution that ends. It must not block.
+	Ended func(fleet.Execution)
+	Log   *slog.Logger
 }
 
 // Plane is a running control plane. It is safe for concurrent use.
@@ -48,6 +53,7 @@ type Plane struct {
 	history     history
 	ingest      *ingest
 	events      *events
+	ended       func(fleet.Execution)
 }
 
 // leaseTTL is how long a host stays locked after its control plane went away.
@@ -56,15 +62,15 @@ const leaseTTL = 30 * time.Second
 // Open starts the bus and reads the state. Call [Plane.Run] next, and
 // [Plane.Close] in the end.
 func Open(ctx context.Context, o Options) (*Plane, error) {
-	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents()}
-	if err := p.open(ctx); err != nil {
+	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents(), ended: o.Ended}
+	if err := p.open(ctx, o.Demo); err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Plane) open(ctx context.Context) error {
+func (p *Plane) open(ctx context.Context, demo bool) error {
 	busDir, err := p.dir.Sub("bus")
 	if err != nil {
 		return err
@@ -102,6 +108,11 @@ func (p *Plane) open(ctx context.Context) error {
 		return err
 	}
 	p.hosts = newHosts(hostTable, p.bus.AdmitHost, p.log)
+	if !demo {
+		if err := p.hosts.forgetSimulated(ctx); err != nil {
+			return err
+		}
+	}
 	recommendations, err := bus.OpenTable(ctx, p.bus, "RECOMMENDATIONS", func(id string, r fleet.Recommendation) { p.events.emit("recommendation", id, r) })
 	if err != nil {
 		return err
@@ -225,10 +236,20 @@ func (p *Plane) executed(ctx context.Context, e fleet.Execution) {
 		p.predictions.recovered(e.Host)
 	}
 	p.recommender.finished(ctx, e)
+	if p.ended != nil {
+		p.ended(e)
+	}
 }
+
+// simulatedLearn is how long simulated hosts are watched, at most: they are there
+// for people who watch.
+const simulatedLearn = 30 * time.Second
 
 func (p *Plane) newPredictor(host fleet.HostID, simulated bool) (*predictor.Predictor, error) {
 	learn := p.cfg.Model.Learn.D()
+	if simulated {
+		learn = min(learn, simulatedLearn)
+	}
 	interval := p.cfg.Agent.Interval.D()
 	return predictor.New(host, predictor.Config{
 		NewDetector: newDetector(learn, interval), Model: detectorName,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,18 +32,63 @@ type recommender struct {
 	// quiet says until when a host is not recommended anything: after a person
 	// said no, and after an execution.
 	quiet map[fleet.HostID]time.Time
+	tried map[fleet.HostID][]attempt
 }
+
+// attempt is an action that was carried out. For triedFor after it, the same
+// signature on the same host means that it did not help.
+type attempt struct {
+	action    fleet.Action
+	signature fleet.Signature
+	at        time.Time
+}
+
+const triedFor = time.Hour
 
 var errNotOpen = errors.New("the recommendation is not open any more")
 
 func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy config.Policy, log *slog.Logger) *recommender {
-	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time)}
+	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt)}
 	for _, rec := range table.All() {
 		if !rec.State.Final() {
 			r.open[rec.Host] = rec.ID
 		}
+		r.carriedOut(rec)
 	}
 	return r
+}
+
+// carriedOut notes an action that was done. r.mu is held.
+func (r *recommender) carriedOut(rec fleet.Recommendation) {
+	if rec.State != fleet.RecommendationDone || time.Since(rec.DecidedAt) > triedFor {
+		return
+	}
+	kept := slices.DeleteFunc(r.tried[rec.Host], func(a attempt) bool { return time.Since(a.at) > triedFor })
+	r.tried[rec.Host] = append(kept, attempt{rec.Action, rec.Prediction.Signature, rec.DecidedAt})
+}
+
+// handedOver notes that an execution ended with a person being called.
+func (r *recommender) handedOver(rec fleet.Recommendation, e fleet.Execution) {
+	if (e.State != fleet.ExecutionHandedOver && e.State != fleet.ExecutionDegraded) || time.Since(e.Ended) > triedFor {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{fleet.ActionHandOver, rec.Prediction.Signature, e.Ended})
+}
+
+// triedOn lists what was done on a host against a signature. r.mu is held.
+func (r *recommender) triedOn(id fleet.HostID, signature fleet.Signature) map[fleet.Action]time.Time {
+	var out map[fleet.Action]time.Time
+	for _, a := range r.tried[id] {
+		if a.signature == signature && time.Since(a.at) <= triedFor {
+			if out == nil {
+				out = make(map[fleet.Action]time.Time)
+			}
+			out[a.action] = a.at
+		}
+	}
+	return out
 }
 
 // costs are the figures of the configuration as the policy wants them.
@@ -52,9 +98,9 @@ func (r *recommender) costs() predictor.Costs {
 
 // consider takes a new prediction and the host it is of.
 func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
-	d := predictor.Decide(p, h, r.costs())
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	d := predictor.Decide(p, h, r.costs(), r.triedOn(h.ID, p.Signature))
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
 		return
@@ -191,6 +237,7 @@ func (r *recommender) resume(ctx context.Context, executions []fleet.Execution) 
 		e, begun := byRecommendation[rec.ID]
 		switch {
 		case rec.State.Final():
+			r.handedOver(rec, e)
 		case begun && e.State.Final():
 			r.finished(ctx, e)
 		case rec.State != fleet.RecommendationApproved:
@@ -240,6 +287,7 @@ func (r *recommender) settle(ctx context.Context, id string, f func(*fleet.Recom
 			delete(r.open, rec.Host)
 		}
 		r.quiet[rec.Host] = time.Now().Add(r.policy.Cooldown.D())
+		r.carriedOut(rec)
 		r.mu.Unlock()
 	}
 	return rec, why
@@ -264,6 +312,7 @@ func (r *recommender) finished(ctx context.Context, e fleet.Execution) {
 	if err != nil || rec.State.Final() {
 		return
 	}
+	r.handedOver(rec, e)
 	if _, err := r.settle(ctx, e.Recommendation, func(rec *fleet.Recommendation) {
 		rec.State, rec.Execution, rec.Note = fleet.RecommendationDone, e.ID, string(e.State)+": "+e.Outcome
 	}, nil); err != nil {
