@@ -36,10 +36,11 @@ type recommender struct {
 }
 
 // attempt is an action that was carried out. For triedFor after it, the same
-// signature on the same host means that it did not help.
+// signature with the same culprit on the same host means that it did not help.
 type attempt struct {
 	action    fleet.Action
 	signature fleet.Signature
+	culprit   string
 	at        time.Time
 }
 
@@ -64,7 +65,7 @@ func (r *recommender) carriedOut(rec fleet.Recommendation) {
 		return
 	}
 	kept := slices.DeleteFunc(r.tried[rec.Host], func(a attempt) bool { return time.Since(a.at) > triedFor })
-	r.tried[rec.Host] = append(kept, attempt{rec.Action, rec.Prediction.Signature, rec.DecidedAt})
+	r.tried[rec.Host] = append(kept, attempt{rec.Action, rec.Prediction.Signature, rec.Prediction.Culprit, rec.DecidedAt})
 }
 
 // handedOver notes that an execution ended with a person being called.
@@ -74,14 +75,14 @@ func (r *recommender) handedOver(rec fleet.Recommendation, e fleet.Execution) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{fleet.ActionHandOver, rec.Prediction.Signature, e.Ended})
+	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{fleet.ActionHandOver, rec.Prediction.Signature, rec.Prediction.Culprit, e.Ended})
 }
 
-// triedOn lists what was done on a host against a signature. r.mu is held.
-func (r *recommender) triedOn(id fleet.HostID, signature fleet.Signature) map[fleet.Action]time.Time {
+// triedOn lists what was done already against what is predicted. r.mu is held.
+func (r *recommender) triedOn(p fleet.Prediction) map[fleet.Action]time.Time {
 	var out map[fleet.Action]time.Time
-	for _, a := range r.tried[id] {
-		if a.signature == signature && time.Since(a.at) <= triedFor {
+	for _, a := range r.tried[p.Host] {
+		if a.signature == p.Signature && a.culprit == p.Culprit && time.Since(a.at) <= triedFor {
 			if out == nil {
 				out = make(map[fleet.Action]time.Time)
 			}
@@ -100,7 +101,7 @@ func (r *recommender) costs() predictor.Costs {
 func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d := predictor.Decide(p, h, r.costs(), r.triedOn(h.ID, p.Signature))
+	d := predictor.Decide(p, h, r.costs(), r.triedOn(p))
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
 		return

@@ -1,8 +1,8 @@
 package drivertest
 
 import (
-	"context"
-	"fmt"
+	"bytes"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,33 +23,28 @@ func Inside() bool { return os.Getenv(inside) != "" }
 // returned one. It needs root and systemd-nspawn.
 func OnSystemd(t *testing.T, units map[string]string) (share string) {
 	t.Helper()
-	nspawn, err := exec.LookPath("systemd-nspawn")
-	if err != nil || os.Getuid() != 0 {
-		t.Fatalf("this test boots a host with systemd-nspawn: run it as root, with the package systemd-container (%v)", err)
-	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	root := filepath.Join(dir, "root")
-	share = filepath.Join(dir, "share")
-	if err := makeRoot(root, units, t.Name()); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(share, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, nspawn, "--boot", "--quiet", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
-		"--machine=tardigrade-test-"+fmt.Sprint(os.Getpid()), "--directory="+root, "--bind-ro=/usr", "--bind-ro="+self+":/test", "--bind="+share+":/share")
-	// Let the container end by itself; only then kill it.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second
-	console, err := cmd.CombinedOutput()
-	out, _ := os.ReadFile(filepath.Join(share, "output"))
-	if status, _ := os.ReadFile(filepath.Join(share, "status")); strings.TrimSpace(string(status)) != "exited 0" {
+	units = maps.Clone(units)
+	units["tardigrade-test.service"] = `[Unit]
+SuccessAction=exit-force
+FailureAction=exit-force
+After=basic.target
+[Service]
+Type=oneshot
+Environment=` + inside + `=1 HOME=/root
+WorkingDirectory=/tmp
+ExecStart=/test -test.v -test.timeout 100s -test.run '^` + t.Name() + `$'
+ExecStopPost=/bin/sh -c 'echo $EXIT_CODE $EXIT_STATUS > /share/status'
+StandardOutput=file:/share/output
+StandardError=file:/share/output
+`
+	h := Boot(t, Host{Units: units, Start: []string{"tardigrade-test.service"}, Program: self, PrivateNetwork: true})
+	console, err := h.Wait(2 * time.Minute)
+	out, _ := os.ReadFile(filepath.Join(h.Share, "output"))
+	if status, _ := os.ReadFile(filepath.Join(h.Share, "status")); strings.TrimSpace(string(status)) != "exited 0" {
 		t.Fatalf("the test failed on the host that was booted for it (%v, status %q):\n%s\nconsole:\n%s", err, status, out, console[max(0, len(console)-2000):])
 	}
 	for line := range strings.Lines(string(out)) {
@@ -57,11 +52,119 @@ func OnSystemd(t *testing.T, units map[string]string) (share string) {
 			t.Log(strings.TrimSpace(line))
 		}
 	}
-	return share
+	return h.Share
+}
+
+// Host says what a booted host has.
+type Host struct {
+	// Units are unit files by name, and Start those that its target wants.
+	Units map[string]string
+	Start []string
+	// Files are further files, by their path on the host; only root can read them.
+	Files map[string]string
+	// Program is an executable of this machine that is /test there.
+	Program string
+	// Prepare, if not nil, fills the directory that will be /share.
+	Prepare func(share string) error
+	// PrivateNetwork gives it no network but a loopback of its own.
+	PrivateNetwork bool
+}
+
+// Booted is a running host.
+type Booted struct {
+	// Share is the directory that the host has as /share. Its path is short enough for
+	// Unix sockets in it.
+	Share string
+
+	t       *testing.T
+	cmd     *exec.Cmd
+	console bytes.Buffer
+	done    chan struct{}
+	err     error
+}
+
+// Boot boots a systemd host in a container and returns at once. It shares this
+// machine's /usr, and ends with the test. It needs root and systemd-nspawn.
+func Boot(t *testing.T, host Host) *Booted {
+	t.Helper()
+	nspawn, err := exec.LookPath("systemd-nspawn")
+	if err != nil || os.Getuid() != 0 {
+		t.Fatalf("this test boots a host with systemd-nspawn: run it as root, with the package systemd-container (%v)", err)
+	}
+	dir, err := os.MkdirTemp("", "host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("clean up the host: %v", err)
+		}
+	})
+	root := filepath.Join(dir, "root")
+	b := &Booted{Share: filepath.Join(dir, "share"), t: t, done: make(chan struct{})}
+	if err := makeRoot(root, host); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(b.Share, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if host.Prepare != nil {
+		if err := host.Prepare(b.Share); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--machine=tardigrade-" + filepath.Base(dir),
+		"--directory=" + root, "--bind-ro=/usr", "--bind-ro=" + host.Program + ":/test", "--bind=" + b.Share + ":/share"}
+	if host.PrivateNetwork {
+		args = append(args, "--private-network")
+	}
+	b.cmd = exec.Command(nspawn, args...)
+	b.cmd.Stdout, b.cmd.Stderr = &b.console, &b.console
+	b.cmd.WaitDelay = 5 * time.Second
+	if err := b.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		b.err = b.cmd.Wait()
+		close(b.done)
+	}()
+	t.Cleanup(func() {
+		if console, err := b.stop(); t.Failed() {
+			t.Logf("the host's console (%v):\n%s", err, console[max(0, len(console)-2000):])
+		}
+	})
+	return b
+}
+
+// Wait waits until the host powers off, at most for limit, and returns what it said
+// on its console.
+func (b *Booted) Wait(limit time.Duration) (console string, err error) {
+	select {
+	case <-b.done:
+	case <-time.After(limit):
+	}
+	return b.stop()
+}
+
+// stop lets the host end by itself, and kills it if it does not.
+func (b *Booted) stop() (console string, err error) {
+	select {
+	case <-b.done:
+		return b.console.String(), b.err
+	default:
+	}
+	_ = b.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-b.done:
+	case <-time.After(10 * time.Second):
+		_ = b.cmd.Process.Kill()
+		<-b.done
+	}
+	return b.console.String(), b.err
 }
 
 // makeRoot makes the root of a host that shares this one's /usr.
-func makeRoot(root string, units map[string]string, test string) error {
+func makeRoot(root string, host Host) error {
 	for _, d := range []string{"usr", "etc/systemd/system", "proc", "sys", "dev", "run", "tmp", "var/tmp", "var/log/journal", "root"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
@@ -85,26 +188,17 @@ func makeRoot(root string, units map[string]string, test string) error {
 		return err
 	}
 	files := map[string]string{
-		"tardigrade-test.service": `[Unit]
-SuccessAction=exit-force
-FailureAction=exit-force
-After=basic.target
-[Service]
-Type=oneshot
-Environment=` + inside + `=1 HOME=/root
-WorkingDirectory=/tmp
-ExecStart=/test -test.v -test.timeout 100s -test.run '^` + test + `$'
-ExecStopPost=/bin/sh -c 'echo $EXIT_CODE $EXIT_STATUS > /share/status'
-StandardOutput=file:/share/output
-StandardError=file:/share/output
-`,
-		"tardigrade-test.target": "[Unit]\nRequires=basic.target\nWants=dbus.service tardigrade-test.service\nAfter=basic.target\nAllowIsolate=yes\n",
+		"etc/systemd/system/tardigrade-test.target": "[Unit]\nRequires=basic.target\nWants=dbus.service " + strings.Join(host.Start, " ") + "\nAfter=basic.target\nAllowIsolate=yes\n",
 	}
-	for name, text := range units {
-		files[name] = text
+	for name, text := range host.Units {
+		files[filepath.Join("etc/systemd/system", name)] = text
 	}
+	maps.Copy(files, host.Files)
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(root, "etc/systemd/system", name), []byte(text), 0o644); err != nil {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
