@@ -126,14 +126,14 @@ func (a *Agent) Commands(ctx context.Context, handle func(context.Context, fleet
 			continue
 		}
 		for ctx.Err() == nil {
-			batch, err := consumer.Fetch(1, jetstream.FetchMaxWait(5*time.Second))
+			batch, err := fetch(ctx, consumer, 1, 5*time.Second)
 			if err != nil {
 				break
 			}
 			for m := range batch.Messages() {
 				a.command(ctx, m, handle)
 			}
-			if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
+			if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
 				break
 			}
 		}
@@ -218,6 +218,19 @@ func (a *Agent) bundlePiece(ctx context.Context, p bundlePiece) error {
 		return fmt.Errorf("the control plane refused bundle %s: %s", p.Name, text)
 	}
 	return nil
+}
+
+// fetch asks for at most n messages and waits for the first, at most so long and
+// never longer than ctx.
+func fetch(ctx context.Context, c jetstream.Consumer, n int, wait time.Duration) (jetstream.MessageBatch, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	batch, err := c.Fetch(n, jetstream.FetchContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	context.AfterFunc(ctx, cancel) // the batch ends with ctx, and after it nothing is left to cancel
+	return batch, nil
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

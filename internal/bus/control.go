@@ -159,7 +159,7 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 	}
 	var d Decoder
 	for {
-		batch, err := c.Fetch(500, jetstream.FetchMaxWait(2*time.Second))
+		batch, err := fetch(ctx, c, 500, 2*time.Second)
 		if err != nil {
 			return fmt.Errorf("read history: %w", err)
 		}
@@ -195,7 +195,7 @@ func (b *Bus) Ingest(ctx context.Context, size int, write func(context.Context, 
 	}
 	var d Decoder
 	for ctx.Err() == nil {
-		batch, err := c.Fetch(size, jetstream.FetchMaxWait(time.Second))
+		batch, err := fetch(ctx, c, size, time.Second)
 		if err != nil {
 			if !pause(ctx, time.Second) {
 				break

@@ -49,6 +49,14 @@ func Open(path string) (*Dir, error) {
 	return d, nil
 }
 
+// Existing opens a directory that must exist already.
+func Existing(path string) (*Dir, error) {
+	if _, err := os.Stat(filepath.Join(path, "format")); err != nil {
+		return nil, fmt.Errorf("%s is not a data directory of tardigrade: %w; name the right one with --data", path, err)
+	}
+	return Open(path)
+}
+
 func (d *Dir) check() error {
 	file := filepath.Join(d.Path, "format")
 	data, err := os.ReadFile(file)
