@@ -5,6 +5,8 @@ package predictor
 
 import (
 	"cmp"
+	"encoding"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -34,6 +36,9 @@ type Detector interface {
 	Explain(dst []float64) float64
 	// Grow adds columns; those that exist keep what they learned.
 	Grow(columns int) error
+	// The state, for a detector of as many columns. Unmarshalling checks that.
+	encoding.BinaryMarshaler
+	encoding.BinaryUnmarshaler
 }
 
 // Config sets up a [Predictor].
@@ -73,6 +78,8 @@ type Predictor struct {
 	shares   []float64
 	boot     string
 	last     time.Time
+	// learnedUntil is the last sample that a restored model knows.
+	learnedUntil time.Time
 
 	evidence evidence
 	over     int // samples in a row over the threshold
@@ -95,6 +102,9 @@ func New(host fleet.HostID, cfg Config) (*Predictor, error) {
 // Threshold is the anomaly score from which a sample counts as an alarm.
 func (p *Predictor) Threshold() float64 { return p.threshold }
 
+// ErrKnown is returned for a sample that a restored model has learned from already.
+var ErrKnown = errors.New("the model knows this sample")
+
 // Observe takes the next sample of the host and returns the prediction. A sample
 // that is not newer than the last is refused: it was scored already, or its
 // clock stepped back and will be taken once it has caught up.
@@ -112,6 +122,10 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 	}
 	if err := p.align(s.Schema); err != nil {
 		return fleet.Prediction{}, err
+	}
+	if !s.Time.After(p.learnedUntil) && p.learnedUntil.Sub(s.Time) < time.Hour {
+		p.evidence.observe(s)
+		return fleet.Prediction{}, ErrKnown
 	}
 	for i := range p.x {
 		p.x[i] = math.NaN()

@@ -1,6 +1,8 @@
 package predictor
 
 import (
+	"bytes"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -32,6 +34,16 @@ func (d *steady) Explain(dst []float64) float64 {
 		total += dst[i]
 	}
 	return total
+}
+
+func (d *steady) MarshalBinary() ([]byte, error) { return []byte{byte(d.columns), byte(d.seen)}, nil }
+
+func (d *steady) UnmarshalBinary(b []byte) error {
+	if len(b) != 2 || int(b[0]) != d.columns {
+		return errors.New("not the state of this detector")
+	}
+	d.seen = int(b[1])
+	return nil
 }
 
 func (d *steady) Grow(columns int) error { d.columns = columns; return nil }
@@ -303,4 +315,66 @@ func TestDecideDoesNotRepeatWhatDidNotHelp(t *testing.T) {
 	if d := Decide(p, h, costs, tried); d.Action != fleet.ActionNone || !strings.Contains(d.Reason, "handed over") {
 		t.Errorf("with a person called: %s, %q", d.Action, d.Reason)
 	}
+}
+
+func TestModelFile(t *testing.T) {
+	w := newWorld(t, map[string]float64{"a": 1, "b": 2}, "a", "b")
+	w.steps(8)
+	data, err := w.p.Save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := newWorld(t, map[string]float64{"a": 1, "b": 2, "c": 3}, "a", "b", "c")
+	if err := again.p.Restore(data); err != nil {
+		t.Fatal(err)
+	}
+	known := fleet.Sample{Host: "h1", Time: w.now, Boot: "b", Schema: w.schema, Values: []float64{1, 2}}
+	if _, err := again.p.Observe(&known); !errors.Is(err, ErrKnown) {
+		t.Errorf("a sample that the model knows: %v", err)
+	}
+	// It goes on where it was, also with one series more.
+	again.now = w.now
+	if out := again.step(); out.State != fleet.PredictionScoring || again.detector.columns != 3 {
+		t.Errorf("after the restart: %+v", out)
+	}
+	if err := again.p.Restore(data); err == nil {
+		t.Error("a running predictor was overwritten")
+	}
+
+	change := func(f func([]byte) []byte) []byte { return f(bytes.Clone(data)) }
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"empty":           {nil, "not a model of tardigrade"},
+		"another program": {[]byte("PK\x03\x04\n"), "not a model of tardigrade"},
+		"newer":           {change(func(b []byte) []byte { return bytes.Replace(b, []byte("model 1\n"), []byte("model 2\n"), 1) }), "version \"2\""},
+		"damaged":         {change(func(b []byte) []byte { b[40] ^= 1; return b }), "checksum"},
+		"cut off":         {data[:len(data)-1], "checksum"},
+		"very short":      {data[:30], "cut off"},
+	} {
+		w := newWorld(t, map[string]float64{"a": 1}, "a")
+		if err := w.p.Restore(c.data); !errors.Is(err, ErrModelFile) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if p := w.step(); p.State != fleet.PredictionLearning {
+			t.Errorf("%s: afterwards it does not learn: %+v", name, p)
+		}
+	}
+	other, err := New("h2", Config{NewDetector: func(fleet.HostID, int) (Detector, error) { return &steady{}, nil }, Model: "steady/1", FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Restore(data); err == nil || !strings.Contains(err.Error(), "of host") {
+		t.Errorf("another host's model: %v", err)
+	}
+}
+
+func FuzzReadFile(f *testing.F) {
+	f.Add([]byte(magic + "1\n{}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if h, _, err := ReadFile(data); err == nil && h.Host.Validate() != nil {
+			t.Error("a header without a host was taken")
+		}
+	})
 }

@@ -47,6 +47,7 @@ type Plane struct {
 	bundles     *bus.Bundles
 	hosts       *hosts
 	predictions *predictions
+	models      models
 	recommender *recommender
 	executions  *bus.Table[executor.Record]
 	coordinator *executor.Coordinator
@@ -83,6 +84,11 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 	if err != nil {
 		return err
 	}
+	modelsDir, err := p.dir.Sub("models")
+	if err != nil {
+		return err
+	}
+	p.models = models{modelsDir, p.log}
 	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -175,6 +181,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
 	})
 	part("predictions", func(ctx context.Context) error { p.predictions.run(ctx); return nil })
+	part("models", func(ctx context.Context) error { p.saveModels(ctx); return nil })
 	part("samples", func(ctx context.Context) error {
 		return p.bus.Samples(ctx, time.Now().Add(-p.relearn()), func(s fleet.Sample) { p.predictions.offer(ctx, s) })
 	})
@@ -251,10 +258,14 @@ func (p *Plane) newPredictor(host fleet.HostID, simulated bool) (*predictor.Pred
 		learn = min(learn, simulatedLearn)
 	}
 	interval := p.cfg.Agent.Interval.D()
-	return predictor.New(host, predictor.Config{
+	made, err := predictor.New(host, predictor.Config{
 		NewDetector: newDetector(learn, interval), Model: detectorName,
 		FalseAlarms: p.cfg.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: p.cfg.Model.Horizon.D(),
 	})
+	if err == nil && !simulated { // a simulated fleet begins anew each time
+		p.models.restore(host, made)
+	}
+	return made, err
 }
 
 // BusAddr is where the bus listens for agents, or "".

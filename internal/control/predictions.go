@@ -2,7 +2,9 @@ package control
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
+	"maps"
 	"runtime"
 	"sync"
 	"time"
@@ -84,6 +86,10 @@ func (p *predictions) score(ctx context.Context, s fleet.Sample) {
 		h.predictor = made
 	}
 	out, err := h.predictor.Observe(&s)
+	if errors.Is(err, predictor.ErrKnown) {
+		h.mu.Unlock()
+		return
+	}
 	if err != nil {
 		h.refused++
 		first := h.refused == 1
@@ -143,5 +149,19 @@ func (p *predictions) recovered(id fleet.HostID) {
 	defer h.mu.Unlock()
 	if h.predictor != nil {
 		h.predictor.Recovered()
+	}
+}
+
+// each calls f with the predictor of each host, one at a time.
+func (p *predictions) each(f func(fleet.HostID, *predictor.Predictor)) {
+	p.mu.RLock()
+	hosts := maps.Clone(p.hosts)
+	p.mu.RUnlock()
+	for id, h := range hosts {
+		h.mu.Lock()
+		if h.predictor != nil && !h.sample.Simulated {
+			f(id, h.predictor)
+		}
+		h.mu.Unlock()
 	}
 }

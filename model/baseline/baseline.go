@@ -8,6 +8,8 @@
 package baseline
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -150,4 +152,64 @@ func (d *Detector) tail(score float64) float64 {
 func (d *Detector) Explain(dst []float64) float64 {
 	copy(dst, d.parts)
 	return d.total
+}
+
+// stateVersion begins the saved state.
+const stateVersion = 1
+
+// MarshalBinary returns the state: the version, the configuration and the numbers,
+// little-endian.
+func (d *Detector) MarshalBinary() ([]byte, error) {
+	b := binary.LittleEndian.AppendUint32(nil, stateVersion)
+	for _, n := range []int{d.cfg.Learn, len(d.mean), d.n, len(d.scores)} {
+		b = binary.LittleEndian.AppendUint32(b, uint32(n))
+	}
+	for _, list := range [][]float64{{d.cfg.Memory, d.base, d.scale}, d.mean, d.m2, d.seen, d.scores} {
+		for _, v := range list {
+			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(v))
+		}
+	}
+	return b, nil
+}
+
+// UnmarshalBinary takes over a saved state. Its number of columns must be the
+// detector's; after an error the detector is as it was.
+func (d *Detector) UnmarshalBinary(b []byte) error {
+	const head = 5 * 4
+	if len(b) < head {
+		return errors.New("baseline detector: the saved state is cut off")
+	}
+	at := func(i int) int { return int(binary.LittleEndian.Uint32(b[4*i:])) }
+	if v := at(0); v != stateVersion {
+		return fmt.Errorf("baseline detector: the saved state has version %d, this release reads %d", v, stateVersion)
+	}
+	learn, columns, n, scores := at(1), at(2), at(3), at(4)
+	if columns != len(d.mean) || learn < leastLearn || n > learn || scores > learn {
+		return fmt.Errorf("baseline detector: the saved state has %d columns, %d of %d samples and %d scores; the detector has %d columns", columns, n, learn, scores, len(d.mean))
+	}
+	if want := head + 8*(3+3*columns+scores); len(b) != want {
+		return fmt.Errorf("baseline detector: the saved state is %d bytes long, not %d", len(b), want)
+	}
+	b = b[head:]
+	next := func(k int) []float64 {
+		out := make([]float64, k)
+		for i := range out {
+			out[i] = math.Float64frombits(binary.LittleEndian.Uint64(b[8*i:]))
+		}
+		b = b[8*k:]
+		return out
+	}
+	fixed := next(3)
+	mean, m2, seen, kept := next(columns), next(columns), next(columns), next(scores)
+	for _, list := range [][]float64{fixed, mean, m2, seen, kept} {
+		for _, v := range list {
+			if math.IsNaN(v) || math.IsInf(v, 0) {
+				return errors.New("baseline detector: the saved state has a value that is not a number")
+			}
+		}
+	}
+	d.cfg = Config{Learn: learn, Memory: fixed[0]}
+	d.base, d.scale, d.mean, d.m2, d.seen, d.n = fixed[1], fixed[2], mean, m2, seen, n
+	d.scores = append(make([]float64, 0, learn), kept...)
+	return nil
 }
