@@ -1,0 +1,316 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
+)
+
+// run is the command line, in this process; what it prints is returned.
+func run(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	root := newRoot("test")
+	var out bytes.Buffer
+	root.SetOut(&out)
+	root.SetErr(&out)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	return out.String(), err
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tardigrade.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestWrongUse(t *testing.T) {
+	for _, args := range [][]string{
+		{"serve", "extra"}, {"serve", "--no-such-flag"}, {"serve", "--interval", "soon"}, {"agent", "enroll"}, {"agent", "enroll", "a", "b"},
+		{"model", "show"}, {"serve", "--log-level", "loud"},
+	} {
+		if _, err := run(t, args...); !errors.As(err, new(usageError)) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if _, err := run(t, "no-such-command"); err == nil {
+		t.Error("an unknown command was taken")
+	}
+}
+
+func TestStartsThatCannotWork(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	newer := t.TempDir()
+	if err := os.WriteFile(filepath.Join(newer, "format"), []byte("999\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	notADir := filepath.Join(file(t, ""), "data")
+	for name, c := range map[string]struct {
+		config string
+		args   []string
+		want   []string
+	}{
+		"unknown key":        {"dta: x\n", nil, []string{"dta", "tardigrade.yaml"}},
+		"unknown nested key": {"api: {lissten: x}\n", nil, []string{"lissten"}},
+		"bad duration":       {"agent: {interval: soon}\n", nil, []string{"soon", "500ms"}},
+		"port in use":        {"", []string{"--listen", busy.Addr().String()}, []string{"in use", "--listen"}},
+		"not an address":     {"", []string{"--listen", "nonsense"}, []string{"listen"}},
+		"newer data":         {"", []string{"--data", newer}, []string{"newer"}},
+		"data not writable":  {"", []string{"--data", notADir}, []string{"--data"}},
+		"beyond loopback":    {"", []string{"--listen", "0.0.0.0:0"}, []string{"tls", "127.0.0.1"}},
+		"influx address":     {"influx: {url: \"nonsense\", bucket: b}\n", nil, []string{"influx.url"}},
+		"no bucket":          {"influx: {url: \"http://127.0.0.1:1\"}\n", nil, []string{"influx.bucket"}},
+		"no such file":       {"-", nil, []string{"configuration"}},
+		"acting in a demo":   {"agent: {act: true}\n", []string{"--demo"}, []string{"agent.act"}},
+		"key of no TLS":      {"bus: {listen: \"0.0.0.0:0\"}\n", nil, []string{"bus.tls"}},
+	} {
+		path := file(t, c.config)
+		if c.config == "-" {
+			path = filepath.Join(t.TempDir(), "missing.yaml")
+		}
+		args := []string{"serve", "--config", path}
+		if !strings.Contains(strings.Join(c.args, " "), "--data") {
+			args = append(args, "--data", t.TempDir())
+		}
+		if !strings.Contains(strings.Join(c.args, " "), "--listen") {
+			args = append(args, "--listen", "127.0.0.1:0")
+		}
+		_, err := run(t, append(args, c.args...)...)
+		if err == nil {
+			t.Errorf("%s: it started", name)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %q does not say %q", name, err, want)
+			}
+		}
+	}
+}
+
+func TestAgentSaysWhatItLacks(t *testing.T) {
+	_, err := run(t, "agent")
+	if err == nil || !strings.Contains(err.Error(), "agent enroll") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestConfigShowHidesSecretsAndIsValid(t *testing.T) {
+	out, err := run(t, "config", "show", "--config", file(t, "influx: {url: \"http://127.0.0.1:1\", bucket: b, token: s3cret}\n"))
+	if err != nil || strings.Contains(out, "s3cret") || !strings.Contains(out, "interval: 1s") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := run(t, "config", "check", "--config", file(t, out)); err != nil {
+		t.Errorf("what it shows is not valid: %v", err)
+	}
+}
+
+func TestEveryCommandTeaches(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" {
+			t.Errorf("%s has no description", c.CommandPath())
+		}
+		if c.Runnable() && !c.Hidden && c.HasParent() && c.Example == "" && c.Long == "" && len(c.Short) < 20 {
+			t.Errorf("%s teaches nothing", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot("test"))
+}
+
+// serving starts serve in this process and returns where it listens.
+func serving(t *testing.T, config string, args ...string) string {
+	t.Helper()
+	data := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	old := os.Stderr
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Stderr = w // where the log goes
+	root := newRoot("test")
+	root.SetArgs(append([]string{"serve", "--config", file(t, config), "--data", data, "--listen", "127.0.0.1:0", "--log-json"}, args...))
+	ended := make(chan error, 1)
+	urls := make(chan string, 1)
+	go func() {
+		text := make([]byte, 64<<10)
+		var log []byte
+		for {
+			n, err := r.Read(text)
+			log = append(log, text[:n]...)
+			if m := regexp.MustCompile(`"msg":"serving","url":"([^"]+)"`).FindSubmatch(log); m != nil {
+				urls <- string(m[1])
+				break
+			}
+			if err != nil {
+				urls <- ""
+				return
+			}
+		}
+		io.Copy(io.Discard, r)
+	}()
+	go func() { ended <- root.ExecuteContext(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("serve ended with %v", err)
+		}
+		w.Close()
+	})
+	select {
+	case url := <-urls:
+		os.Stderr = old
+		return url
+	case <-time.After(30 * time.Second):
+		os.Stderr = old
+		t.Fatal("serve did not begin")
+		return ""
+	}
+}
+
+func get(t *testing.T, url string, into any) int {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		t.Fatalf("%s: %v", url, err)
+	}
+	return resp.StatusCode
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	end := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestInfluxDownIsNoReasonNotToStart starts with an InfluxDB that does not answer.
+func TestInfluxDownIsNoReasonNotToStart(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close() // nobody listens there
+	url := serving(t, fmt.Sprintf("influx: {url: \"http://%s\", bucket: b}\nagent: {disabled: true}\n", l.Addr()))
+	until(t, "readyz says that InfluxDB is away", func() bool {
+		var body struct {
+			Degraded map[string]string `json:"degraded"`
+		}
+		code := get(t, url+"/readyz", &body)
+		return code == http.StatusOK && body.Degraded["influx"] != ""
+	})
+}
+
+func TestInfluxRefusesTheToken(t *testing.T) {
+	server := influxtest.StartWithAuth(t)
+	url := serving(t, fmt.Sprintf("influx: {url: %q, bucket: %q, token: \"admin:wrong\"}\nagent: {disabled: true}\n", server.URL, server.Bucket))
+	until(t, "readyz says that the token is refused", func() bool {
+		var body struct {
+			Degraded map[string]string `json:"degraded"`
+		}
+		get(t, url+"/readyz", &body)
+		return strings.Contains(body.Degraded["influx"], "token")
+	})
+}
+
+// TestThisMachineIsWatched follows the first samples of the agent inside.
+func TestThisMachineIsWatched(t *testing.T) {
+	began := time.Now()
+	url := serving(t, "agent: {host: this-machine}\n", "--interval", "200ms")
+	until(t, "a sample is in the API", func() bool {
+		var body struct {
+			Simulated bool `json:"simulated"`
+			Points    []struct{ Value float64 }
+		}
+		code := get(t, url+"/api/v1/hosts/this-machine/telemetry?metric=memory_available_bytes&from=-1m", &body)
+		return code == http.StatusOK && len(body.Points) > 1 && body.Points[0].Value > 1<<20 && !body.Simulated
+	})
+	t.Logf("the first samples were in the API after %v", time.Since(began))
+	var host struct {
+		Simulated  bool `json:"simulated"`
+		DryRun     bool `json:"dry_run"`
+		Prediction struct {
+			State   string
+			Learned float64
+		}
+	}
+	until(t, "the progress of learning is shown", func() bool {
+		return get(t, url+"/api/v1/hosts/this-machine", &host) == http.StatusOK && host.Prediction.State == "learning" && host.Prediction.Learned > 0
+	})
+	if host.Simulated || !host.DryRun {
+		t.Errorf("%+v", host)
+	}
+}
+
+// TestDemo waits for the first simulated host to be recovered.
+func TestDemo(t *testing.T) {
+	url := serving(t, "agent: {disabled: true}\n", "--demo")
+	end := time.Now().Add(2 * time.Minute)
+	for {
+		var body struct {
+			Executions []struct {
+				Simulated bool
+				State     string
+			}
+		}
+		get(t, url+"/api/v1/executions", &body)
+		for _, e := range body.Executions {
+			if !e.Simulated {
+				t.Fatalf("not labelled: %+v", e)
+			}
+		}
+		if len(body.Executions) > 0 && body.Executions[len(body.Executions)-1].State == "succeeded" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no simulated host was recovered within two minutes: %+v", body)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	var hosts struct{ Hosts []struct{ Simulated bool } }
+	get(t, url+"/api/v1/hosts", &hosts)
+	if len(hosts.Hosts) < 5 {
+		t.Errorf("%d hosts", len(hosts.Hosts))
+	}
+	for _, h := range hosts.Hosts {
+		if !h.Simulated {
+			t.Error("a simulated host is not labelled")
+		}
+	}
+}

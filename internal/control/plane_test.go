@@ -1,0 +1,399 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
+	"github.com/tardigrade-recovery/tardigrade/executor/host"
+	"github.com/tardigrade-recovery/tardigrade/internal/agent"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+const unit = "storage.service"
+
+// world is a control plane with one host, whose agent is real and whose services
+// are simulated; it is not labelled as simulated unless a test says so.
+type world struct {
+	t     *testing.T
+	data  string
+	cfg   config.Config
+	demo  bool
+	label fleet.Host
+	host  *sim.Host
+
+	plane *Plane
+	stop  func()
+}
+
+func newWorld(t *testing.T) *world {
+	t.Parallel()
+	w := &world{t: t, data: t.TempDir(), cfg: config.Default(), label: fleet.Host{ID: "h1", Units: []string{unit}, Version: "test"}}
+	w.cfg.Agent.Interval = config.Duration(50 * time.Millisecond)
+	w.cfg.Model.Learn = config.Duration(time.Second)
+	w.cfg.Policy.Cooldown = config.Duration(50 * time.Millisecond)
+	w.host = sim.New(sim.Config{Units: []string{unit}, VMs: []fleet.VM{{ID: "vm1", Name: "web"}}})
+	t.Cleanup(func() { w.down() })
+	return w
+}
+
+// up starts the control plane and the agent.
+func (w *world) up() {
+	w.t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	dir, err := datadir.Open(filepath.Join(w.data, "serve"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	plane, err := Open(w.t.Context(), Options{Config: w.cfg, Dir: dir, Version: "test", Demo: w.demo, Log: quiet})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b, err := plane.AgentInside(w.label.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	runner, err := host.New(host.Config{
+		Host: w.label.ID, Dir: filepath.Join(w.data, "agent"), Services: w.host, Guests: w.host, Diagnostics: w.host, Reports: b,
+		Units: w.host.Names(), DryRun: w.label.DryRun, Boot: "b", Stable: 10 * time.Millisecond, Log: quiet,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	label := w.label
+	label.Actions = runner.Actions()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := plane.Run(ctx); err != nil {
+			w.t.Errorf("the control plane ended: %v", err)
+		}
+	})
+	wg.Go(func() {
+		if err := agent.Run(ctx, agent.Options{Host: label, Interval: w.cfg.Agent.Interval.D(), Bus: b, Sample: w.sample, Guests: w.host, Runner: runner, Log: quiet}); err != nil {
+			w.t.Errorf("the agent ended: %v", err)
+		}
+	})
+	w.plane = plane
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		runner.Close()
+		b.Close()
+		plane.Close()
+		dir.Close()
+	})
+}
+
+func (w *world) down() {
+	if w.stop != nil {
+		w.stop()
+	}
+}
+
+var schema = fleet.NewSchema([]string{"load_1m", fleet.SeriesName("unit_active", unit), fleet.SeriesName("unit_healthy", unit)})
+
+func (w *world) sample(ctx context.Context) (fleet.Sample, error) {
+	healthy := 0.0
+	if w.host.Healthy(ctx)[unit] {
+		healthy = 1
+	}
+	return fleet.Sample{Host: w.label.ID, Time: time.Now().UTC(), Boot: "b", Simulated: w.label.Simulated, Schema: schema, Values: []float64{0.5, 1, healthy}}, nil
+}
+
+func await[T any](w *world, what string, f func() (T, bool)) T {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	events, stop := w.plane.Follow()
+	defer stop()
+	for {
+		if v, ok := f(); ok {
+			return v
+		}
+		select {
+		case <-events:
+		case <-time.After(20 * time.Millisecond): // not all that is waited for is an event
+		case <-ctx.Done():
+			w.t.Fatalf("not within 30 s: %s", what)
+		}
+	}
+}
+
+// learned waits until the host is scored.
+func (w *world) learned() {
+	w.t.Helper()
+	await(w, "the host is scored", func() (any, bool) {
+		h, err := w.plane.Host(w.t.Context(), w.label.ID)
+		return nil, err == nil && h.Prediction != nil && h.Prediction.State == fleet.PredictionScoring
+	})
+}
+
+// recommended waits for the newest recommendation to be in a state.
+func (w *world) recommended(state fleet.RecommendationState) fleet.Recommendation {
+	w.t.Helper()
+	return await(w, "a recommendation that is "+string(state), func() (fleet.Recommendation, bool) {
+		all, err := w.plane.Recommendations(w.t.Context())
+		if err != nil || len(all) == 0 {
+			return fleet.Recommendation{}, false
+		}
+		return all[0], all[0].State == state
+	})
+}
+
+func (w *world) executions() []fleet.Execution {
+	w.t.Helper()
+	all, err := w.plane.Executions(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return all
+}
+
+func TestFromHangToHealthyByApproval(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	if rec.Action != fleet.ActionRecycle || rec.Prediction.Signature != fleet.SignatureServiceHang || rec.Prediction.Culprit != unit || len(rec.Alternatives) != 5 || rec.Propensity != 1 {
+		t.Errorf("%+v", rec)
+	}
+	if n := len(w.executions()); n != 0 {
+		t.Fatalf("%d executions before anybody approved", n)
+	}
+	if _, err := w.plane.Approve(t.Context(), "nonsense", "ann", ""); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("an unknown recommendation: %v", err)
+	}
+	if _, err := w.plane.Approve(t.Context(), rec.ID, "ann", "go on"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.plane.Approve(t.Context(), rec.ID, "bob", ""); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "ann") {
+		t.Errorf("approved twice: %v", err)
+	}
+	rec = w.recommended(fleet.RecommendationDone)
+	all := w.executions()
+	if len(all) != 1 || all[0].State != fleet.ExecutionSucceeded || all[0].ID != rec.Execution || all[0].RequestedBy != "ann" || len(all[0].GuestsAfter) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	if n := w.host.Restarts(unit); n != 1 {
+		t.Errorf("%d restarts", n)
+	}
+	if _, err := w.plane.Reject(t.Context(), rec.ID, "bob", ""); !errors.Is(err, api.ErrConflict) {
+		t.Errorf("rejected after it was done: %v", err)
+	}
+	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNobodyDecidesInTime(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.ApprovalExpires = config.Duration(300 * time.Millisecond)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	first := w.recommended(fleet.RecommendationExpired)
+	if _, err := w.plane.Approve(t.Context(), first.ID, "ann", ""); !errors.Is(err, api.ErrExpired) {
+		t.Errorf("approved after it expired: %v", err)
+	}
+	if n := len(w.executions()); n != 0 {
+		t.Errorf("%d executions", n)
+	}
+}
+
+func TestTheEvidenceGoesAway(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	w.host.Mend(unit)
+	if got := w.recommended(fleet.RecommendationSuperseded); got.ID != rec.ID {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestRejectedStaysQuiet(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.Cooldown = config.Duration(time.Hour)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	if _, err := w.plane.Reject(t.Context(), rec.ID, "ann", "I am on it"); err != nil {
+		t.Fatal(err)
+	}
+	// Some more samples come in, and none of them brings another recommendation.
+	h, _ := w.plane.Host(t.Context(), "h1")
+	from := h.Prediction.Time
+	await(w, "more samples", func() (any, bool) {
+		h, _ := w.plane.Host(t.Context(), "h1")
+		return nil, h.Prediction.Time.Sub(from) > 500*time.Millisecond
+	})
+	all, _ := w.plane.Recommendations(t.Context())
+	if len(all) != 1 || all[0].State != fleet.RecommendationRejected || all[0].Note != "I am on it" {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestAutomatic(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.Mode = "automatic"
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	if rec := w.recommended(fleet.RecommendationDone); rec.DecidedBy != "policy:automatic" {
+		t.Errorf("%+v", rec)
+	}
+	if w.host.Restarts(unit) != 1 {
+		t.Errorf("%d restarts", w.host.Restarts(unit))
+	}
+}
+
+func TestDryRunActsOnNothing(t *testing.T) {
+	w := newWorld(t)
+	w.label.DryRun = true
+	w.cfg.Policy.Mode = "automatic"
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationDryRun)
+	if !rec.DryRun {
+		t.Errorf("%+v", rec)
+	}
+	if _, err := w.plane.Approve(t.Context(), rec.ID, "ann", ""); !errors.Is(err, api.ErrConflict) {
+		t.Errorf("approved: %v", err)
+	}
+	if e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "I want it", "ann"); err == nil {
+		t.Errorf("executed by hand: %+v", e)
+	}
+	if w.host.Restarts(unit) != 0 {
+		t.Error("a service was restarted")
+	}
+}
+
+func TestAServiceThatStaysDownIsDiagnosed(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Break(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	if _, err := w.plane.Approve(t.Context(), rec.ID, "ann", ""); err != nil {
+		t.Fatal(err)
+	}
+	w.recommended(fleet.RecommendationDone)
+	e := w.executions()[0]
+	var diagnosed bool
+	for _, s := range e.Steps {
+		diagnosed = diagnosed || s.Phase == fleet.PhaseDiagnose
+	}
+	if e.State != fleet.ExecutionHandedOver || !diagnosed || !strings.Contains(e.Outcome, unit) {
+		t.Errorf("%+v", e)
+	}
+	// A person has been called: nothing more is recommended for this fault.
+	h, _ := w.plane.Host(t.Context(), "h1")
+	await(w, "more samples", func() (any, bool) {
+		now, _ := w.plane.Host(t.Context(), "h1")
+		return nil, now.Prediction.Time.Sub(h.Prediction.Time) > 500*time.Millisecond && now.Prediction.Signature == fleet.SignatureServiceHang
+	})
+	if all, _ := w.plane.Recommendations(t.Context()); len(all) != 1 {
+		t.Errorf("%d recommendations", len(all))
+	}
+}
+
+func TestARestartForgetsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	w.down()
+	w.up()
+	h, err := w.plane.Host(t.Context(), "h1")
+	if err != nil || h.Units[0] != unit {
+		t.Fatalf("the inventory: %+v, %v", h, err)
+	}
+	await(w, "a prediction", func() (any, bool) {
+		h, _ := w.plane.Host(t.Context(), "h1")
+		if h.Prediction == nil {
+			return nil, false
+		}
+		if h.Prediction.State == fleet.PredictionLearning {
+			t.Fatal("the host is learned anew")
+		}
+		return nil, h.Prediction.Signature == fleet.SignatureServiceHang
+	})
+	if got := w.recommended(fleet.RecommendationPending); got.ID != rec.ID {
+		t.Errorf("another recommendation: %+v", got)
+	}
+	if _, err := w.plane.Approve(t.Context(), rec.ID, "ann", ""); err != nil {
+		t.Fatal(err)
+	}
+	w.recommended(fleet.RecommendationDone)
+	w.down()
+	w.up()
+	if all := w.executions(); len(all) != 1 || all[0].State != fleet.ExecutionSucceeded {
+		t.Errorf("%+v", all)
+	}
+	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSimulatedHostsAreForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.demo, w.label.Simulated = true, true
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	if rec := w.recommended(fleet.RecommendationPending); !rec.Simulated || !rec.Prediction.Simulated {
+		t.Errorf("not labelled: %+v", rec)
+	}
+	w.recommended(fleet.RecommendationDone) // approved by itself
+	if e := w.executions()[0]; !e.Simulated {
+		t.Errorf("not labelled: %+v", e)
+	}
+	w.down()
+	w.demo = false
+	dir, err := datadir.Open(filepath.Join(w.data, "serve"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	plane, err := Open(t.Context(), Options{Config: w.cfg, Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plane.Close()
+	if hosts, _ := plane.Hosts(t.Context()); len(hosts) != 0 {
+		t.Errorf("%+v", hosts)
+	}
+}
+
+func TestADamagedModelIsLearnedAnew(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.down()
+	path := filepath.Join(w.data, "serve/models/h1.model")
+	if err := os.Truncate(path, 100); err != nil {
+		t.Fatal(err)
+	}
+	w.up()
+	w.learned()
+	w.down()
+	if info, err := os.Stat(path); err != nil || info.Size() <= 100 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
