@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test clean
+.PHONY: help build run check test e2e clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ check: ## format, vet, staticcheck
 test: build ## install what the tests need, then run all of them
 	bash .ci/install-test-deps.sh
 	go test -shuffle=on -timeout 20m ./...
+
+e2e: build ## the end-to-end story on a real host with a real guest
+	bash .ci/install-test-deps.sh
+	go test -count=1 -v -run TestStory ./internal/e2e
 
 clean: ## remove what was built
 	rm -rf bin .build
