@@ -166,6 +166,6 @@ func TestTransitionsGolden(t *testing.T) {
 		return
 	}
 	if documented != b.String() {
-		t.Errorf("the transitions are not those of %s; run go test -run Golden -update ./executor", path)
+		t.Errorf("the transitions are not those of %s; run go test ./executor -run Golden -update", path)
 	}
 }
