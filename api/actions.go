@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -32,13 +34,18 @@ func (s *Server) decide(do func(ctx context.Context, id, who, note string) (flee
 	}
 }
 
+var executionStates = []fleet.ExecutionState{
+	fleet.ExecutionPending, fleet.ExecutionRecycling, fleet.ExecutionDiagnosing, fleet.ExecutionResetting, fleet.ExecutionMigrating,
+	fleet.ExecutionSucceeded, fleet.ExecutionDegraded, fleet.ExecutionHandedOver, fleet.ExecutionCancelled,
+}
+
 func (s *Server) executions(c echo.Context) error {
 	all, err := s.cfg.Fleet.Executions(c.Request().Context())
 	if err != nil {
 		return err
 	}
 	out, err := page(c, all, func(e fleet.Execution) string { return e.ID }, func(e fleet.Execution) fleet.HostID { return e.Host },
-		func(e fleet.Execution) string { return string(e.State) })
+		func(e fleet.Execution) fleet.ExecutionState { return e.State }, executionStates)
 	if err != nil {
 		return err
 	}
@@ -81,7 +88,7 @@ func (s *Server) execute(c echo.Context) error {
 	if !slices.Contains(fleet.Actions(), body.Action) || body.Action == fleet.ActionNone {
 		return invalid("action %q is not one of %v", body.Action, fleet.Actions()[1:])
 	}
-	if body.Reason == "" || len(body.Reason) > 4096 {
+	if strings.TrimSpace(body.Reason) == "" || len(body.Reason) > 4096 {
 		return invalid("reason must say why, in 1 to 4096 bytes: it goes into the audit trail")
 	}
 	id := c.Get("identity").(Identity)
@@ -110,36 +117,72 @@ func (s *Server) bundle(c echo.Context) error {
 	}
 	defer r.Close()
 	c.Response().Header().Set(echo.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", e.ID+".tar.zst"))
-	return c.Stream(http.StatusOK, "application/zstd", r)
+	w := c.Response()
+	w.Header().Set(echo.HeaderContentType, "application/zstd")
+	if _, err := io.Copy(patient{w, http.NewResponseController(w), patience}, r); err != nil {
+		return fmt.Errorf("send the diagnostics of %s: %w", e.ID, err)
+	}
+	return nil
 }
 
-// keepAlive is how often an idle event stream shows that it lives.
-const keepAlive = 15 * time.Second
+// patient is a writer that gives each write its own time.
+type patient struct {
+	w     io.Writer
+	net   *http.ResponseController
+	limit time.Duration
+}
 
-// follow streams events (HTML's server-sent events): one for each change.
+func (p patient) Write(b []byte) (int, error) {
+	// Where the deadline is not supported, nothing is written to a network.
+	_ = p.net.SetWriteDeadline(time.Now().Add(p.limit))
+	return p.w.Write(b)
+}
+
+// eventsPath is where the stream is: the one answer without an end.
+const eventsPath = "/api/v1/events"
+
+const (
+	// keepAlive is how often an idle event stream shows that it lives.
+	keepAlive = 15 * time.Second
+	// readerPatience is how long one event may take to be sent.
+	readerPatience = 10 * time.Second
+)
+
+// follow streams events (HTML's server-sent events): one for each change. It ends
+// when the client leaves or is too slow, or the server ends; the client connects
+// again and reads the state anew.
 func (s *Server) follow(c echo.Context) error {
 	events, stop := s.cfg.Fleet.Follow()
 	defer stop()
 	w := c.Response()
+	control := http.NewResponseController(w.Writer)
+	// The time limit of a request would end the stream too.
+	_ = control.SetReadDeadline(time.Time{})
+	out := patient{w, control, readerPatience}
 	w.Header().Set(echo.HeaderContentType, "text/event-stream")
-	w.Header().Set(echo.HeaderCacheControl, "no-store")
 	w.WriteHeader(http.StatusOK)
-	fmt.Fprint(w, "retry: 1000\n\n")
-	w.Flush()
+	text := "retry: 1000\n\n"
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	for {
+		if _, err := io.WriteString(out, text); err != nil {
+			return nil // gone, or too slow
+		}
+		if err := control.Flush(); err != nil {
+			return nil
+		}
 		select {
 		case <-c.Request().Context().Done():
 			return nil
+		case <-s.closing.Done():
+			return nil
 		case <-alive.C:
-			fmt.Fprint(w, ": alive\n\n")
+			text = ": alive\n\n"
 		case e, open := <-events:
 			if !open {
-				return nil // too slow: the client connects again and reads the state anew
+				return nil // too slow for the fleet
 			}
-			fmt.Fprintf(w, "event: %s\ndata: %s\n\n", e.Kind, e.Data)
+			text = fmt.Sprintf("event: %s\ndata: %s\n\n", e.Kind, e.Data)
 		}
-		w.Flush()
 	}
 }

@@ -5,12 +5,14 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -34,7 +36,7 @@ type Point struct {
 }
 
 // Event is a change: Kind is host, prediction, recommendation or execution, and
-// Data the record as its own route shows it.
+// Data the record as its own route shows it, on one line.
 type Event struct {
 	Kind string
 	ID   string
@@ -102,8 +104,8 @@ type Role string
 // The roles.
 const (
 	RoleViewer   Role = "viewer"   // read
-	RoleOperator Role = "operator" // reject, and ask for executions
-	RoleApprover Role = "approver" // approve
+	RoleOperator Role = "operator" // reject, and hand a host over to a person
+	RoleApprover Role = "approver" // approve, and ask for any execution
 	RoleAdmin    Role = "admin"
 )
 
@@ -120,7 +122,8 @@ type Config struct {
 	Fleet   Fleet
 	Version string
 	// Tokens maps the hex SHA-256 of a token to whom it stands for. Without any,
-	// every caller is "local" with the role admin.
+	// every caller is "local" with the role admin, and must ask in the name of
+	// the loopback address.
 	Tokens map[string]Identity
 	Log    *slog.Logger
 }
@@ -128,8 +131,12 @@ type Config struct {
 // Server answers HTTP requests. It is safe for concurrent use.
 type Server struct {
 	cfg     Config
+	tokens  map[string]Identity
 	echo    *echo.Echo
 	handler http.Handler
+	// closing ends when the server does, and with it the streams of events.
+	closing context.Context
+	close   context.CancelFunc
 }
 
 // CheckExposure refuses to serve beyond the loopback address without TLS and
@@ -152,7 +159,7 @@ func CheckExposure(addr string, tls bool, tokens int) error {
 }
 
 func loopback(host string) bool {
-	if host == "localhost" {
+	if strings.EqualFold(host, "localhost") {
 		return true
 	}
 	ip := net.ParseIP(host)
@@ -162,20 +169,33 @@ func loopback(host string) bool {
 // Handler is the whole server as a handler.
 func (s *Server) Handler() http.Handler { return s.handler }
 
-// Serve answers on l until ctx ends, and then lets requests finish for 5 s.
+// Serve answers on l until ctx ends. Then it ends the streams of events, lets
+// other requests finish for 5 s, and returns when none is left. A server serves
+// once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
+	defer abort()
 	srv := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return requests },
 	}
+	finished := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer close(finished)
+		s.close()
+		limited, cancel := context.WithTimeout(requests, 5*time.Second)
 		defer cancel()
-		srv.Shutdown(limited)
+		if err := srv.Shutdown(limited); err != nil {
+			abort()
+			srv.Close()
+		}
 	})
-	defer stop()
-	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(l)
+	if !stop() {
+		<-finished
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the API: %w", err)
 	}
 	return nil
@@ -190,10 +210,12 @@ type problem struct {
 	Instance string `json:"instance"`
 }
 
-// fail writes an error. What went wrong inside is logged, not shown.
+// fail writes an error. What went wrong inside is logged, not shown. An answer
+// that had begun is cut off, so that nobody takes the part for the whole.
 func (s *Server) fail(err error, c echo.Context) {
 	if c.Response().Committed {
-		return
+		s.cfg.Log.Warn("answer cut off", "method", c.Request().Method, "path", c.Request().URL.Path, "err", err)
+		panic(http.ErrAbortHandler)
 	}
 	status, detail := http.StatusInternalServerError, "something went wrong inside; the log says what"
 	var h *echo.HTTPError
@@ -203,8 +225,12 @@ func (s *Server) fail(err error, c echo.Context) {
 		status, detail = http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)
 	case errors.As(err, &h):
 		status, detail = h.Code, fmt.Sprint(h.Message)
-		if status == http.StatusNotFound && detail == http.StatusText(status) {
+		switch {
+		case detail != http.StatusText(status):
+		case status == http.StatusNotFound:
 			detail = "there is nothing at this address; /api/v1/openapi.json lists what there is"
+		case status == http.StatusMethodNotAllowed:
+			detail = fmt.Sprintf("%s is not possible here; what is: %s", c.Request().Method, c.Response().Header().Get(echo.HeaderAllow))
 		}
 	case errors.Is(err, ErrNotFound):
 		status, detail = http.StatusNotFound, err.Error()
@@ -220,16 +246,19 @@ func (s *Server) fail(err error, c echo.Context) {
 		s.cfg.Log.Error("request failed", "method", c.Request().Method, "path", c.Request().URL.Path, "err", err)
 	}
 	body, _ := json.Marshal(problem{"about:blank", http.StatusText(status), status, detail, c.Request().URL.Path})
+	c.Response().Header().Del(echo.HeaderContentDisposition)
 	c.Response().Header().Set(echo.HeaderContentType, "application/problem+json")
 	c.Response().WriteHeader(status)
-	if c.Request().Method != http.MethodHead {
-		c.Response().Write(append(body, '\n'))
-	}
+	c.Response().Write(append(body, '\n'))
 }
 
-func invalid(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, ErrInvalid)...)
-}
+// badRequest is an [ErrInvalid] whose text is for the caller as it is.
+type badRequest string
+
+func (b badRequest) Error() string   { return string(b) }
+func (b badRequest) Is(e error) bool { return e == ErrInvalid }
+
+func invalid(format string, args ...any) error { return badRequest(fmt.Sprintf(format, args...)) }
 
 // maxBody bounds a request.
 const maxBody = 1 << 20
@@ -238,24 +267,44 @@ const maxBody = 1 << 20
 // allowed.
 func decode(c echo.Context, v any, mayBeEmpty bool) error {
 	r := c.Request()
-	body := http.MaxBytesReader(c.Response(), r.Body, maxBody)
-	data, err := io.ReadAll(body)
+	// The bare writer lets net/http close the connection instead of reading on.
+	data, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, maxBody))
 	if err != nil {
-		return err
+		if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return large
+		}
+		return invalid("the body could not be read to its end: %v", err)
 	}
-	if len(strings.TrimSpace(string(data))) == 0 && mayBeEmpty {
-		return nil
+	if len(bytes.TrimSpace(data)) == 0 {
+		if mayBeEmpty {
+			return nil
+		}
+		return invalid("the body is empty; send a JSON object")
 	}
-	if kind, _, _ := strings.Cut(r.Header.Get(echo.HeaderContentType), ";"); kind != "" && strings.TrimSpace(kind) != echo.MIMEApplicationJSON {
-		return echo.NewHTTPError(http.StatusUnsupportedMediaType, fmt.Sprintf("the body is %s; send application/json", kind))
+	if given := r.Header.Get(echo.HeaderContentType); given != "" {
+		if kind, _, err := mime.ParseMediaType(given); err != nil || kind != echo.MIMEApplicationJSON {
+			return echo.NewHTTPError(http.StatusUnsupportedMediaType, fmt.Sprintf("the body is said to be %q; send application/json", given))
+		}
 	}
-	d := json.NewDecoder(strings.NewReader(string(data)))
+	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return invalid("the body is not the JSON that is expected here, at byte %d: %v", d.InputOffset(), err)
+		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
+			return invalid("%s is a %s in the body, at byte %d; it must be a %s", wrong.Field, wrong.Value, wrong.Offset, wrong.Type.Kind())
+		} else if ok {
+			return invalid("the body is a JSON %s; send an object", wrong.Value)
+		}
+		at := d.InputOffset()
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			at = syntax.Offset
+		} else if errors.Is(err, io.ErrUnexpectedEOF) {
+			at = int64(len(data))
+		}
+		return invalid("the body is not the JSON that is expected here, at byte %d: %s", at, strings.TrimPrefix(err.Error(), "json: "))
 	}
-	if d.More() {
-		return invalid("the body has more than one JSON value, at byte %d", d.InputOffset())
+	end := d.InputOffset()
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return invalid("the body goes on after its JSON value, at byte %d", end)
 	}
 	return nil
 }

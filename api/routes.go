@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +21,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
-//go:embed web/index.html web/app.js web/style.css openapi.json
+//go:embed web/index.html web/app.js web/style.css web/icon.svg openapi.json
 var files embed.FS
 
 // New returns a server.
@@ -28,24 +30,36 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("the API needs a fleet and a log")
 	}
 	e := echo.New()
-	s := &Server{cfg: cfg, echo: e}
+	s := &Server{cfg: cfg, tokens: make(map[string]Identity, len(cfg.Tokens)), echo: e}
+	for sum, id := range cfg.Tokens {
+		if raw, err := hex.DecodeString(sum); err != nil || len(raw) != sha256.Size {
+			return nil, fmt.Errorf("the token of %q is not given as 64 hex digits of its SHA-256 (printf %%s TOKEN | sha256sum)", id.Name)
+		}
+		if rank[id.Role] == 0 || id.Name == "" {
+			return nil, fmt.Errorf("the token of %q needs a name and a role (viewer, operator, approver, admin), not %q", id.Name, id.Role)
+		}
+		s.tokens[strings.ToLower(sum)] = id
+	}
+	s.closing, s.close = context.WithCancel(context.Background())
 	e.HTTPErrorHandler = s.fail
 	e.HideBanner, e.HidePort = true, true
-	e.Use(s.guardHost, s.headers)
+	e.Use(s.contain, s.guardHost)
 
 	e.GET("/healthz", func(c echo.Context) error {
 		return c.JSON(http.StatusOK, map[string]string{"status": "alive", "version": cfg.Version})
 	})
 	e.GET("/readyz", s.ready)
-	g := e.Group("/api/v1", s.authenticate)
+	// Each route names the least role for itself; a group's middleware would turn
+	// a wrong method into a 404.
+	view, operate, approve := s.allow(RoleViewer), s.allow(RoleOperator), s.allow(RoleApprover)
+	g := e.Group("/api/v1")
 	g.GET("/openapi.json", func(c echo.Context) error {
 		data, err := files.ReadFile("openapi.json")
 		if err != nil {
 			return err
 		}
 		return c.JSONBlob(http.StatusOK, data)
-	})
-	view, operate, approve := s.allow(RoleViewer), s.allow(RoleOperator), s.allow(RoleApprover)
+	}, view)
 	g.GET("/hosts", s.hosts, view)
 	g.GET("/hosts/:id", s.host, view)
 	g.GET("/hosts/:id/prediction", s.prediction, view)
@@ -58,7 +72,7 @@ func New(cfg Config) (*Server, error) {
 	g.POST("/executions", s.execute, operate)
 	g.GET("/executions/:id", s.execution, view)
 	g.GET("/executions/:id/bundle", s.bundle, view)
-	g.GET("/events", s.follow, view)
+	g.GET(strings.TrimPrefix(eventsPath, "/api/v1"), s.follow, view)
 
 	web, err := fs.Sub(files, "web")
 	if err != nil {
@@ -67,6 +81,7 @@ func New(cfg Config) (*Server, error) {
 	e.GET("/", echo.WrapHandler(http.FileServerFS(web)))
 	e.GET("/app.js", echo.WrapHandler(http.FileServerFS(web)))
 	e.GET("/style.css", echo.WrapHandler(http.FileServerFS(web)))
+	e.GET("/icon.svg", echo.WrapHandler(http.FileServerFS(web)))
 
 	// A page of another site must not be able to approve anything by a visitor's
 	// browser.
@@ -74,15 +89,54 @@ func New(cfg Config) (*Server, error) {
 	cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(echo.NewHTTPError(http.StatusForbidden, "a page of another origin may not do this"), e.NewContext(r, w))
 	}))
-	s.handler = cross.Handler(e)
+	s.handler = s.frame(cross.Handler(e))
 	return s, nil
+}
+
+// patience is how long a client may take to read what it asked for; where an
+// answer is long, each piece of it.
+const patience = 30 * time.Second
+
+// frame does what holds for every request.
+func (s *Server) frame(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		// Where the deadline is not supported, nothing is written to a network.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
+		if r.Method == http.MethodHead && r.URL.Path != eventsPath {
+			// net/http leaves the body away.
+			r = r.Clone(r.Context())
+			r.Method = http.MethodGet
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// contain turns a panic into an error, for the log and for a 500.
+func (s *Server) contain(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if v := recover(); v == http.ErrAbortHandler {
+				panic(v)
+			} else if v != nil {
+				err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			}
+		}()
+		return next(c)
+	}
 }
 
 // guardHost refuses requests to a loopback server in another name, which is how
 // a page on the Internet would reach it (DNS rebinding).
 func (s *Server) guardHost(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		if len(s.cfg.Tokens) == 0 {
+		if len(s.tokens) == 0 {
 			name := c.Request().Host
 			if i := strings.LastIndexByte(name, ':'); i >= 0 && !strings.HasSuffix(name, "]") {
 				name = name[:i]
@@ -95,47 +149,34 @@ func (s *Server) guardHost(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-func (s *Server) headers(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		h := c.Response().Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
-		if strings.HasPrefix(c.Path(), "/api/") {
-			h.Set("Cache-Control", "no-store")
-		}
-		return next(c)
-	}
-}
-
 // authenticate finds out who asks.
-func (s *Server) authenticate(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		if len(s.cfg.Tokens) == 0 {
-			c.Set("identity", Identity{"local", RoleAdmin})
-			return next(c)
-		}
-		token, ok := strings.CutPrefix(c.Request().Header.Get(echo.HeaderAuthorization), "Bearer ")
-		if ok {
-			// The map is asked for the hash, so the time it takes tells nothing of the token.
-			sum := sha256.Sum256([]byte(token))
-			if id, known := s.cfg.Tokens[hex.EncodeToString(sum[:])]; known {
-				c.Set("identity", id)
-				return next(c)
-			}
-		}
-		c.Response().Header().Set(echo.HeaderWWWAuthenticate, "Bearer")
-		return echo.NewHTTPError(http.StatusUnauthorized, "send a valid token as 'Authorization: Bearer TOKEN'")
+func (s *Server) authenticate(r *http.Request) (Identity, bool) {
+	if len(s.tokens) == 0 {
+		return Identity{"local", RoleAdmin}, true
 	}
+	scheme, token, _ := strings.Cut(r.Header.Get(echo.HeaderAuthorization), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return Identity{}, false
+	}
+	// The map is asked for the hash, so the time it takes tells nothing of the token.
+	sum := sha256.Sum256([]byte(strings.TrimSpace(token)))
+	id, ok := s.tokens[hex.EncodeToString(sum[:])]
+	return id, ok
 }
 
+// allow lets through who has at least a role, as the context's "identity".
 func (s *Server) allow(least Role) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
-			id := c.Get("identity").(Identity)
+			id, ok := s.authenticate(c.Request())
+			if !ok {
+				c.Response().Header().Set(echo.HeaderWWWAuthenticate, "Bearer")
+				return echo.NewHTTPError(http.StatusUnauthorized, "send a valid token as 'Authorization: Bearer TOKEN'")
+			}
 			if rank[id.Role] < rank[least] {
 				return echo.NewHTTPError(http.StatusForbidden, fmt.Sprintf("%s has the role %s; this needs %s", id.Name, id.Role, least))
 			}
+			c.Set("identity", id)
 			return next(c)
 		}
 	}
@@ -143,6 +184,12 @@ func (s *Server) allow(least Role) echo.MiddlewareFunc {
 
 func (s *Server) ready(c echo.Context) error {
 	essential, degraded := s.cfg.Fleet.NotReady(c.Request().Context())
+	if essential == nil {
+		essential = map[string]string{}
+	}
+	if degraded == nil {
+		degraded = map[string]string{}
+	}
 	status, word := http.StatusOK, "ready"
 	if len(essential) > 0 {
 		status, word = http.StatusServiceUnavailable, "not ready"
@@ -150,8 +197,9 @@ func (s *Server) ready(c echo.Context) error {
 	return c.JSON(status, map[string]any{"status": word, "not_ready": essential, "degraded": degraded})
 }
 
-// page cuts a list by the query's host, state, limit and before (an ID).
-func page[T any](c echo.Context, all []T, id func(T) string, host func(T) fleet.HostID, state func(T) string) ([]T, error) {
+// page cuts a list by the query's host, state (one of states), limit and before
+// (an ID).
+func page[T any, S ~string](c echo.Context, all []T, id func(T) string, host func(T) fleet.HostID, state func(T) S, states []S) ([]T, error) {
 	limit := 100
 	if text := c.QueryParam("limit"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -160,7 +208,10 @@ func page[T any](c echo.Context, all []T, id func(T) string, host func(T) fleet.
 		}
 		limit = n
 	}
-	wantHost, wantState, before := c.QueryParam("host"), c.QueryParam("state"), c.QueryParam("before")
+	wantHost, wantState, before := c.QueryParam("host"), S(c.QueryParam("state")), c.QueryParam("before")
+	if wantState != "" && !slices.Contains(states, wantState) {
+		return nil, invalid("state %q is not one of %v", wantState, states)
+	}
 	out := []T{}
 	for _, v := range all {
 		if wantHost != "" && string(host(v)) != wantHost || wantState != "" && state(v) != wantState || before != "" && id(v) >= before {
@@ -177,6 +228,9 @@ func (s *Server) hosts(c echo.Context) error {
 	all, err := s.cfg.Fleet.Hosts(c.Request().Context())
 	if err != nil {
 		return err
+	}
+	if all == nil {
+		all = []HostView{}
 	}
 	return c.JSON(http.StatusOK, map[string]any{"hosts": all})
 }
@@ -211,8 +265,19 @@ func (s *Server) prediction(c echo.Context) error {
 	return c.JSON(http.StatusOK, h.Prediction)
 }
 
-// maxPoints bounds the values of one answer.
-const maxPoints = 100_000
+// One answer has at most maxPoints means over steps, or single values of maxRaw.
+const (
+	maxPoints = 100_000
+	maxRaw    = 24 * time.Hour
+)
+
+// leastStep is the least step in whole seconds for a span.
+func leastStep(span time.Duration) time.Duration {
+	return (span / maxPoints).Truncate(time.Second) + time.Second
+}
+
+// The range of times in which nanoseconds since 1970 fit 64 bits.
+var earliest, latest = time.Unix(0, 0).UTC(), time.Date(2262, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (s *Server) telemetry(c echo.Context) error {
 	h, err := s.find(c)
@@ -238,8 +303,13 @@ func (s *Server) telemetry(c echo.Context) error {
 			return invalid("step %q is not a duration such as 10s or 5m", text)
 		}
 	}
-	if least := to.Sub(from) / maxPoints; step < least && to.Sub(from) > 24*time.Hour {
-		return invalid("%s of single values is too much: ask for a step of at least %s", to.Sub(from), least.Round(time.Second)+time.Second)
+	if from.Before(earliest) || to.After(latest) {
+		return invalid("from and to must be within %s and %s", earliest.Format(time.RFC3339), latest.Format(time.RFC3339))
+	}
+	if span := to.Sub(from); step == 0 && span > maxRaw {
+		return invalid("%s of single values is too much: ask for at most %s of them, or for a step of %s or more", span, maxRaw, leastStep(span))
+	} else if step > 0 && span/step > maxPoints {
+		return invalid("a step of %s over %s is more than %d points: ask for a step of %s or more", step, span, maxPoints, leastStep(span))
 	}
 	series, err := s.cfg.Fleet.Series(ctx, h.ID)
 	if err != nil {
@@ -256,9 +326,8 @@ func (s *Server) telemetry(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	if points == nil {
-		points = []Point{}
-	}
+	// What JSON cannot carry is missing.
+	points = slices.DeleteFunc(append([]Point{}, points...), func(p Point) bool { return math.IsNaN(p.Value) || math.IsInf(p.Value, 0) })
 	return c.JSON(http.StatusOK, map[string]any{"host": h.ID, "simulated": h.Simulated, "metric": metric, "from": from, "to": to, "step_s": step.Seconds(), "points": points})
 }
 
@@ -270,7 +339,8 @@ func instant(text string, otherwise, now time.Time) (time.Time, error) {
 	if text == "now" {
 		return now, nil
 	}
-	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
+	// A + that was not escaped in the query arrives as a space.
+	if t, err := time.Parse(time.RFC3339Nano, strings.ReplaceAll(text, " ", "+")); err == nil {
 		return t.UTC(), nil
 	}
 	if d, err := time.ParseDuration(text); err == nil && strings.HasPrefix(text, "-") {
@@ -283,13 +353,18 @@ func instant(text string, otherwise, now time.Time) (time.Time, error) {
 	return time.Time{}, invalid("%q is not a time: write RFC 3339 (2026-01-02T15:04:05Z), Unix seconds, or a time ago (-15m)", text)
 }
 
+var recommendationStates = []fleet.RecommendationState{
+	fleet.RecommendationPending, fleet.RecommendationDryRun, fleet.RecommendationApproved, fleet.RecommendationExecuting, fleet.RecommendationRejected,
+	fleet.RecommendationExpired, fleet.RecommendationSuperseded, fleet.RecommendationBlocked, fleet.RecommendationDone,
+}
+
 func (s *Server) recommendations(c echo.Context) error {
 	all, err := s.cfg.Fleet.Recommendations(c.Request().Context())
 	if err != nil {
 		return err
 	}
 	out, err := page(c, all, func(r fleet.Recommendation) string { return r.ID }, func(r fleet.Recommendation) fleet.HostID { return r.Host },
-		func(r fleet.Recommendation) string { return string(r.State) })
+		func(r fleet.Recommendation) fleet.RecommendationState { return r.State }, recommendationStates)
 	if err != nil {
 		return err
 	}
