@@ -1,0 +1,166 @@
+package diagnose
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxUnits bounds how many units are looked at.
+const maxUnits = 256
+
+// unitNames returns the units to look at, each once, in order, and those that cannot
+// be the name of a unit.
+func unitNames(lists ...[]string) (names, odd []string) {
+	for _, list := range lists {
+		for _, n := range list {
+			switch {
+			case slices.Contains(names, n) || slices.Contains(odd, n) || len(names)+len(odd) == maxUnits:
+			case validUnit(n):
+				names = append(names, n)
+			default:
+				odd = append(odd, n)
+			}
+		}
+	}
+	return names, odd
+}
+
+// validUnit tells whether s can be the name of one unit: systemd.unit(5) allows these
+// characters, and patterns and options are none.
+func validUnit(s string) bool {
+	if s == "" || len(s) > 255 || s[0] == '-' || s[0] == '.' {
+		return false
+	}
+	for _, r := range s {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune(`:-_.\@`, r):
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// sources lists where everything comes from, the most telling first. Their limits
+// together are at most MaxBytes.
+func (c *Collector) sources(units []string, now time.Time) []source {
+	share := func(percent, among int) int {
+		return min(c.cfg.MaxSourceBytes, c.cfg.MaxBytes/100*percent/max(1, among))
+	}
+	since := now.Add(-c.cfg.Window)
+	var all []source
+	for _, u := range units {
+		all = append(all,
+			c.command("units/"+u+"/properties", share(5, len(units)), "systemctl", "show", "--no-pager", "--", u),
+			c.command("units/"+u+"/journal.log", share(25, len(units)), "journalctl", "--unit="+u, "--since=@"+strconv.FormatInt(since.Unix(), 10),
+				"--lines="+strconv.Itoa(max(1, c.cfg.MaxLines/10)), "--output=short-iso-precise", "--no-pager", "--quiet"),
+		)
+	}
+	return all
+}
+
+// command is a source that is what a program writes.
+func (c *Collector) command(file string, max int, name string, args ...string) source {
+	return source{name: file, max: max, collect: func(ctx context.Context, b *bin) error {
+		out, err := c.cfg.Run(ctx, name, args...)
+		if err == nil || len(out) > 0 {
+			b.add(file, out, 0)
+		}
+		return err
+	}}
+}
+
+// unitState is what a unit's properties say.
+type unitState struct {
+	name                              string
+	load, active, sub, result, status string
+	restarts                          int
+	known, unhealthy                  bool
+}
+
+// bad tells whether the unit is not as it should be.
+func (s unitState) bad() bool {
+	return s.known && (s.active != "active" || s.load != "loaded") || s.unhealthy
+}
+
+// String says how the unit is, for a person.
+func (s unitState) String() string {
+	switch {
+	case !s.known:
+		return s.name + " is unknown"
+	case s.load == "not-found":
+		return s.name + " does not exist"
+	case s.active == "active":
+		return s.name + " is active and not healthy"
+	}
+	var more []string
+	if s.result != "" && s.result != "success" {
+		more = append(more, s.result)
+	}
+	if s.status != "" && s.status != "0" {
+		more = append(more, "status "+s.status)
+	}
+	if s.restarts > 0 {
+		more = append(more, fmt.Sprintf("restarted %d times", s.restarts))
+	}
+	text := s.name + " is " + s.active
+	if s.sub != "" && s.sub != s.active {
+		text += "/" + s.sub
+	}
+	if len(more) > 0 {
+		text += " (" + strings.Join(more, ", ") + ")"
+	}
+	return text
+}
+
+// unitStates reads the units' properties. A unit whose properties are missing is not
+// known.
+func unitStates(units []string, files []found) []unitState {
+	states := make([]unitState, len(units))
+	for i, u := range units {
+		states[i].name = u
+		for _, f := range files {
+			if f.name != "units/"+u+"/properties" {
+				continue
+			}
+			s := &states[i]
+			for line := range strings.Lines(string(f.data)) {
+				key, value, _ := strings.Cut(strings.TrimRight(line, "\n"), "=")
+				value = clip(value, 100)
+				switch key {
+				case "LoadState":
+					s.load = value
+				case "ActiveState":
+					s.active, s.known = value, true
+				case "SubState":
+					s.sub = value
+				case "Result":
+					s.result = value
+				case "ExecMainStatus":
+					s.status = value
+				case "NRestarts":
+					s.restarts, _ = strconv.Atoi(value)
+				}
+			}
+		}
+	}
+	return states
+}
+
+// summarize says in a few sentences what was found.
+func summarize(states []unitState) string {
+	var bad []string
+	for _, s := range states {
+		if s.bad() {
+			bad = append(bad, s.String())
+		}
+	}
+	if len(bad) == 0 {
+		return fmt.Sprintf("All %d units are active.", len(states))
+	}
+	return strings.Join(bad, "; ") + "."
+}
