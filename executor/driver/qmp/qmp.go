@@ -179,6 +179,14 @@ type message struct {
 
 // Execute runs a command and decodes what it returns into result, if that is not nil.
 func (c *Conn) Execute(command string, arguments, result any) error {
+	return c.execute(command, arguments, result, func(data []byte) error {
+		_, err := c.c.Write(data)
+		return err
+	})
+}
+
+// execute is Execute with a way of its own to send.
+func (c *Conn) execute(command string, arguments, result any, send func([]byte) error) error {
 	c.id++
 	req := struct {
 		Execute   string `json:"execute"`
@@ -189,7 +197,7 @@ func (c *Conn) Execute(command string, arguments, result any) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.c.Write(append(data, '\n')); err != nil {
+	if err := send(append(data, '\n')); err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	for range maxMessages {

@@ -1,0 +1,141 @@
+package rigtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// QEMU is a guest of this package in a QEMU of its own, which the test started.
+type QEMU struct {
+	ID string
+	// Args is the command line.
+	Args  []string
+	Watch *Watch
+	// Memory is the file that holds its RAM.
+	Memory string
+
+	t *testing.T
+}
+
+// memoryDir is a file system in memory.
+const memoryDir = "/dev/shm"
+
+// StartQEMU starts a guest with so much RAM in a shared file, its QMP socket at
+// dir/ID.qmp. dir must be short enough for sockets. Processes that take over its
+// socket later are ended with the test too. edit may change each argument.
+func StartQEMU(t *testing.T, dir, id string, mib int, edit ...func(arg string) string) *QEMU {
+	t.Helper()
+	sector, err := BootSector(mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(dir, id+".img")
+	if err := os.WriteFile(image, sector, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.CreateTemp(memoryDir, "guest-"+id+"-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory.Close()
+	serial, err := net.Listen("unix", filepath.Join(dir, id+".serial"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &QEMU{ID: id, Memory: memory.Name(), t: t, Args: []string{
+		"qemu-system-x86_64", "-name", id, "-accel", "tcg", "-machine", "pc-i440fx-7.2,memory-backend=ram", "-m", strconv.Itoa(mib),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", mib, memory.Name()),
+		"-display", "none", "-nodefaults", "-monitor", "none", "-drive", "file=" + image + ",format=raw,if=floppy,readonly=on",
+		"-serial", "unix:" + serial.Addr().String(), "-qmp", "unix:" + filepath.Join(dir, id+".qmp") + ",server=on,wait=off",
+	}}
+	for i := range q.Args {
+		for _, e := range edit {
+			q.Args[i] = e(q.Args[i])
+		}
+	}
+	out, in := io.Pipe()
+	q.Watch = NewWatch(out)
+	go func() {
+		// Each QEMU that carries the guest connects anew.
+		for {
+			c, err := serial.Accept()
+			if err != nil {
+				in.Close()
+				return
+			}
+			io.Copy(in, c)
+			c.Close()
+		}
+	}()
+	cmd := exec.Command(q.Args[0], q.Args[1:]...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go cmd.Wait()
+	t.Cleanup(func() {
+		for _, pid := range q.PIDs() {
+			if p, err := os.FindProcess(pid); err == nil {
+				p.Kill()
+			}
+		}
+		serial.Close()
+		os.Remove(memory.Name())
+	})
+	return q
+}
+
+// PIDs lists the QEMU processes that have the guest's RAM: more than one means that
+// it runs twice.
+func (q *QEMU) PIDs() []int {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		q.t.Fatal(err)
+	}
+	var out []int
+	for _, path := range all {
+		b, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if s := string(b); len(s) > 0 && strings.Contains(s, q.Memory) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err == nil {
+				out = append(out, pid)
+			}
+		}
+	}
+	return out
+}
+
+// AwaitTicks waits until the guest ticked n times more, at most for limit.
+func (q *QEMU) AwaitTicks(n uint32, limit time.Duration) {
+	q.t.Helper()
+	ctx, cancel := context.WithTimeout(q.t.Context(), limit)
+	defer cancel()
+	if err := q.Watch.Await(ctx, n); err != nil {
+		q.t.Fatalf("guest %s: %v", q.ID, err)
+	}
+}
+
+// Unharmed fails the test unless the guest was booted once, missed no tick and found
+// its RAM right.
+func (q *QEMU) Unharmed() {
+	q.t.Helper()
+	if a := q.Watch.Account(); a.Boots != 1 || a.Jumps != 0 || a.Corrupt != 0 {
+		q.t.Errorf("guest %s: %+v", q.ID, a)
+	}
+	if pids := q.PIDs(); len(pids) != 1 {
+		q.t.Errorf("guest %s runs in %d processes: %v", q.ID, len(pids), pids)
+	}
+}
