@@ -277,7 +277,11 @@ func sentence(a, b string) string {
 	if !strings.HasSuffix(b, ".") {
 		b += "."
 	}
-	return a + " " + strings.ToUpper(b[:1]) + b[1:]
+	first, _, _ := strings.Cut(b, " ")
+	if !strings.ContainsAny(strings.TrimRight(first, "."), "./_0123456789") { // not the name of a unit or a file
+		b = strings.ToUpper(b[:1]) + b[1:]
+	}
+	return a + " " + b
 }
 
 // merge takes over what a report says. Merging a report twice, or an older one

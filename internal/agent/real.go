@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/collector"
+	"github.com/tardigrade-recovery/tardigrade/executor/diagnose"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/systemd"
@@ -67,8 +68,12 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		return err
 	}
 	defer sampler.Close()
+	diagnostics, err := diagnose.New(diagnose.Config{Host: id, Units: names, Uploads: b, Healthy: services.Healthy, Dir: filepath.Join(dir, "bundles"), Log: log})
+	if err != nil {
+		return err
+	}
 	runner, err := host.New(host.Config{
-		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Reports: b,
+		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Diagnostics: diagnostics, Reports: b,
 		Units: names, DryRun: !c.Act, Log: log,
 	})
 	if err != nil {
