@@ -156,8 +156,6 @@ func (s *Server) follow(c echo.Context) error {
 	defer stop()
 	w := c.Response()
 	control := http.NewResponseController(w.Writer)
-	// The time limit of a request would end the stream too.
-	_ = control.SetReadDeadline(time.Time{})
 	out := patient{w, control, readerPatience}
 	w.Header().Set(echo.HeaderContentType, "text/event-stream")
 	w.WriteHeader(http.StatusOK)

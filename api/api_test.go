@@ -312,7 +312,7 @@ func TestListsAreCut(t *testing.T) {
 
 // access is the least role for each route, "" where nobody needs any.
 var access = map[string]Role{
-	"GET /healthz": "", "GET /readyz": "", "GET /": "", "GET /app.js": "", "GET /style.css": "", "GET /icon.svg": "",
+	"GET /healthz": "", "GET /readyz": "", "GET /": "", "GET /app.js": "", "GET /dom.js": "", "GET /format.js": "", "GET /style.css": "", "GET /icon.svg": "",
 	"GET /api/v1/openapi.json":                 RoleViewer,
 	"GET /api/v1/hosts":                        RoleViewer,
 	"GET /api/v1/hosts/:id":                    RoleViewer,

@@ -137,7 +137,7 @@ func list(v any) []any {
 }
 
 // pages are the routes of the dashboard, which the document leaves out.
-var pages = []string{"/", "/app.js", "/style.css", "/icon.svg"}
+var pages = []string{"/", "/app.js", "/dom.js", "/format.js", "/style.css", "/icon.svg"}
 
 func TestOpenAPIListsExactlyTheRoutes(t *testing.T) {
 	d := readDocument(t)

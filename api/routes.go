@@ -21,7 +21,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
-//go:embed web/index.html web/app.js web/style.css web/icon.svg openapi.json
+//go:embed web/*.html web/*.js web/*.css web/*.svg openapi.json
 var files embed.FS
 
 // New returns a server.
@@ -78,10 +78,14 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.GET("/", echo.WrapHandler(http.FileServerFS(web)))
-	e.GET("/app.js", echo.WrapHandler(http.FileServerFS(web)))
-	e.GET("/style.css", echo.WrapHandler(http.FileServerFS(web)))
-	e.GET("/icon.svg", echo.WrapHandler(http.FileServerFS(web)))
+	entries, err := fs.ReadDir(web, ".")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range entries {
+		path := "/" + strings.TrimSuffix(f.Name(), "index.html")
+		e.GET(path, echo.WrapHandler(http.FileServerFS(web)))
+	}
 
 	// A page of another site must not be able to approve anything by a visitor's
 	// browser.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	pathpkg "path"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -97,8 +98,9 @@ func TestHead(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	s := newSite(t)
-	for path, kind := range map[string]string{"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css", "/icon.svg": "image/svg+xml"} {
-		a := s.ask("GET", path, "")
+	kinds := map[string]string{"": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+	for _, path := range pages {
+		a, kind := s.ask("GET", path, ""), kinds[pathpkg.Ext(path)]
 		if got := a.Header.Get("Content-Type"); a.StatusCode != 200 || !strings.HasPrefix(got, kind) {
 			t.Errorf("%s: %d %s", path, a.StatusCode, got)
 		}

@@ -1,135 +1,344 @@
-// The dashboard: reads the state once, then follows the event stream. All text
-// that comes from outside is set as text, never as HTML.
+// The dashboard: it reads the state once, then follows the event stream.
+import { count, cut, events, guests, line, matches, percent, quantity, ranked, span } from "./format.js";
+import { $, el, keep, name, put, svg } from "./dom.js";
+
 const state = { hosts: new Map(), recommendations: new Map(), executions: new Map(), scores: new Map() };
+const shown = { hosts: 200, records: 15, kept: 200, scores: 120 };
+
+// Talking to the server.
+
 let token = sessionStorage.getItem("token");
+let signing = null; // the sign-in under way, for all calls that wait for it
+
+function signIn(text) {
+  signing ??= new Promise((done) => {
+    $("token-text").textContent = text;
+    $("token-dialog").showModal();
+    $("token-form").onsubmit = () => {
+      token = $("token").value.trim();
+      $("token").value = "";
+      sessionStorage.setItem("token", token);
+      signing = null;
+      done();
+    };
+  });
+  return signing;
+}
+$("token-dialog").addEventListener("cancel", (e) => e.preventDefault());
 
 async function call(path, options = {}) {
-  const headers = { ...options.headers };
-  if (token) headers.Authorization = "Bearer " + token;
-  const answer = await fetch(path, { ...options, headers });
-  if (answer.status === 401) {
-    token = prompt("Token");
-    if (!token) throw new Error("a token is needed");
-    sessionStorage.setItem("token", token);
-    return call(path, options);
+  for (;;) {
+    const used = token;
+    const headers = { ...options.headers };
+    if (used) headers.Authorization = "Bearer " + used;
+    const answer = await fetch(path, { ...options, headers });
+    if (answer.status === 401) {
+      if (used === token) await signIn(used ? "The server does not know this token. Another one?" : "This server asks for a token.");
+      continue;
+    }
+    if (!answer.ok) {
+      let detail = `the server answered ${answer.status}`;
+      try {
+        detail = (await answer.json()).detail || detail;
+      } catch {
+        // not a problem of ours, from a proxy perhaps
+      }
+      throw new Error(detail);
+    }
+    return answer;
   }
-  if (!answer.ok) throw new Error((await answer.json()).detail);
-  return answer;
 }
 
-function el(tag, attributes = {}, ...children) {
-  const e = document.createElement(tag);
-  for (const [k, v] of Object.entries(attributes)) k === "onclick" ? e.addEventListener("click", v) : e.setAttribute(k, v);
-  e.append(...children.filter((c) => c !== null && c !== ""));
-  return e;
+const json = async (path) => (await call(path)).json();
+const post = (path, body) => call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+const record = (kind, id, what = "") => `/api/v1/${kind}/${encodeURIComponent(id)}${what}`;
+
+function notice(text) {
+  const e = el("p", { class: "notice" }, cut(text), el("button", { type: "button", click: () => e.remove() }, "Dismiss"));
+  $("notices").replaceChildren(e);
 }
+
+// Parts of the page.
 
 const badge = (text, kind = "") => el("span", { class: "badge " + kind }, text);
-const simulated = (x) => (x.simulated ? badge("simulated", "simulated") : null);
-const clock = (t) => new Date(t).toLocaleTimeString();
+const labels = (x) => [x.simulated && badge("simulated", "simulated"), x.dry_run && badge("dry-run", "dry")];
+const clock = (t) => el("time", { datetime: t, title: new Date(t).toLocaleString() }, new Date(t).toLocaleTimeString());
 
 function spark(values) {
-  const ns = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(ns, "svg");
-  const top = Math.max(7, ...values);
-  svg.setAttribute("viewBox", "0 0 120 20");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const line = document.createElementNS(ns, "polyline");
-  line.setAttribute("points", values.map((v, i) => `${120 - values.length + i},${19 - (18 * v) / top}`).join(" "));
-  svg.append(line);
-  return svg;
+  const points = values.map((y, i) => ({ x: shown.scores - values.length + i, y }));
+  const box = { left: 0, right: shown.scores - 1, bottom: 0, top: Math.max(8, ...values) * 1.05 };
+  return svg("svg", { viewBox: "0 0 120 24", preserveAspectRatio: "none", "aria-hidden": "true", class: "spark" }, svg("polyline", { points: line(points, box, 120, 23) }));
 }
 
-function host(h) {
+function shares(contributions) {
+  return el("ul", { class: "shares" }, contributions.slice(0, 3).map((c) => {
+    const bar = el("span", { class: "share" });
+    bar.style.width = Math.min(100, 100 * c.share) + "%";
+    return el("li", {}, bar, name(cut(c.series, 120)), el("span", { class: "n" }, percent(c.share)));
+  }));
+}
+
+function condition(h) {
   const p = h.prediction;
-  const failing = p && p.anomalous;
-  const kind = !p || p.state === "learning" ? "learning" : failing ? "failing" : "";
-  let line = "no sample yet";
-  if (p && p.state === "learning") line = `learning its normal, ${Math.round(100 * p.learned)} %`;
-  else if (p) line = `score ${p.anomaly_score.toFixed(1)}, failure ${Math.round(100 * p.failure_probability)} %` + (p.signature !== "none" ? `, ${p.signature}` : "");
-  if (p && p.state === "stale") line = "no sample since " + clock(p.time);
-  const top = p && p.contributions && p.contributions.length ? p.contributions.slice(0, 3).map((c) => `${c.series} ${Math.round(100 * c.share)} %`).join(", ") : "";
-  return el("article", { class: kind },
-    el("h3", {}, h.id, simulated(h), h.dry_run ? badge("dry run") : null, failing ? badge("failing") : null),
-    el("p", {}, line),
-    el("p", { class: "dim" }, `${h.vms.length} VMs` + (h.fault_domain ? `, ${h.fault_domain}` : "")),
-    failing && p.evidence.length ? el("p", {}, p.evidence[0]) : null,
-    spark(state.scores.get(h.id) || []),
-    top ? el("p", { class: "dim" }, top) : null);
+  if (!p) return ["waiting", "no sample yet"];
+  if (p.state === "stale") return ["stale", "no sample since " + new Date(p.time).toLocaleTimeString()];
+  if (p.state === "learning") return ["learning", `learning its normal, ${percent(p.learned)}`];
+  return p.anomalous ? ["failing", "failing"] : ["healthy", "healthy"];
 }
 
-function decide(id, what) {
-  return el("button", { onclick: () => call(`/api/v1/recommendations/${id}/${what}`, { method: "POST" }).catch((e) => alert(e.message)) },
-    what === "approve" ? "Approve" : "Reject");
+function hostCard(h) {
+  const p = h.prediction;
+  const [kind, text] = condition(h);
+  const scoring = p?.state === "scoring";
+  const id = "host-" + h.id;
+  const learned = kind === "learning" ? el("progress", { max: 1, value: p.learned, "aria-label": "learned" }) : null;
+  const what = p && p.signature !== "none" ? p.signature + (p.culprit ? ": " + cut(p.culprit, 100) : "") : "";
+  return el("article", { class: "card " + kind, "aria-labelledby": id },
+    el("h3", {}, el("button", { type: "button", id, class: "plain", "data-focus": "open", click: () => openHost(h.id) }, name(h.id)), badge(text, kind), labels(h)),
+    scoring && what ? el("p", { class: "what" }, name(what)) : null,
+    learned,
+    scoring ? el("div", { class: "figures" },
+      el("p", {}, el("b", {}, p.anomaly_score.toFixed(1)), el("span", {}, "anomaly score")),
+      el("p", {}, el("b", {}, percent(p.failure_probability)), el("span", {}, `fails in ${span(p.horizon_s)}`)),
+      el("p", {}, el("b", {}, h.vms?.length ?? 0), el("span", {}, "VMs"))) : null,
+    scoring ? spark(state.scores.get(h.id) ?? []) : null,
+    scoring && p.anomalous && p.evidence?.length ? el("p", {}, cut(p.evidence[0], 240)) : null,
+    scoring && p.anomalous && p.contributions?.length ? shares(p.contributions) : null,
+    el("p", { class: "dim" }, [!scoring && count(h.vms?.length ?? 0, "VM"), h.fault_domain && cut(h.fault_domain, 60)].filter(Boolean).join(", ")));
+}
+
+function decision(r, what, word) {
+  return el("button", { type: "button", class: what === "approve" ? "primary" : "", "data-focus": what, "aria-label": `${word} ${r.action} on ${r.host}`, click: () => decide(r.id, what, word) }, word);
 }
 
 function recommendation(r) {
   const open = r.state === "pending";
-  return el("article", { class: open ? "open" : "" },
-    el("h3", {}, `${r.action} on ${r.host}`, simulated(r), badge(r.state), el("span", { class: "dim" }, clock(r.time))),
-    el("p", {}, r.reason),
-    r.note ? el("p", { class: "dim" }, r.note) : null,
-    el("table", {}, ...r.alternatives.map((a) => el("tr", { class: a.action === r.action ? "chosen" : "" },
-      el("td", {}, a.action), el("td", { class: "n" }, a.available ? a.cost_vm_s.toFixed(1) + " VM-s" : "not here"), el("td", {}, a.why)))),
-    open ? el("div", {}, decide(r.id, "approve"), decide(r.id, "reject")) : null);
+  const kind = open ? "open" : r.state === "blocked" || r.state === "expired" ? "stale" : r.state === "done" ? "healthy" : "";
+  return el("article", { class: "card " + kind, "aria-label": `${r.action} on ${r.host}, ${r.state}` },
+    el("h3", {}, el("span", {}, r.action, " on ", name(r.host)), r.state === "dry-run" ? null : badge(r.state, kind), labels(r), clock(r.time)),
+    el("p", {}, cut(r.reason)),
+    r.decided_by || r.note ? el("p", { class: "dim" }, [r.decided_by && "decided by " + cut(r.decided_by, 100), r.note && cut(r.note)].filter(Boolean).join(": ")) : null,
+    el("details", { open: open }, el("summary", {}, `${span(r.cost_vm_s)} of interruption expected; ${count(r.alternatives?.length ?? 0, "alternative")}`),
+      el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "alternatives" }, el("table", {},
+        el("thead", {}, el("tr", {}, ["Action", "VM-seconds", "Cures", "Why"].map((t) => el("th", { scope: "col" }, t)))),
+        el("tbody", {}, (r.alternatives ?? []).map((a) => el("tr", { class: a.action === r.action ? "chosen" : a.available ? "" : "dim" },
+          el("td", {}, a.action), el("td", { class: "n" }, a.available ? a.cost_vm_s.toFixed(1) : "not here"), el("td", { class: "n" }, a.available ? percent(a.cure_probability) : ""), el("td", {}, cut(a.why, 300)))))))),
+    open ? el("div", { class: "row" }, decision(r, "approve", "Approve"), decision(r, "reject", "Reject"), el("span", { class: "dim" }, "until ", clock(r.expires))) : null);
 }
+
+const marks = { running: "…", succeeded: "✓", failed: "✗", unknown: "?" };
 
 function execution(e) {
-  return el("article", { class: ["succeeded", "cancelled"].includes(e.state) ? "" : ["degraded", "handed-over"].includes(e.state) ? "failing" : "open" },
-    el("h3", {}, `${e.action} on ${e.host}`, simulated(e), badge(e.state), el("span", { class: "dim" }, clock(e.created))),
-    e.outcome ? el("p", {}, e.outcome) : null,
-    el("table", {}, ...e.steps.map((s) => el("tr", {}, el("td", {}, s.phase), el("td", {}, s.name), el("td", {}, s.state), el("td", {}, s.detail || "")))));
+  const bad = e.state === "degraded" || e.state === "handed-over";
+  const good = e.state === "succeeded";
+  const kind = bad ? "failing" : good ? "healthy" : e.state === "cancelled" ? "stale" : "open";
+  const took = e.ended ? ` in ${span((new Date(e.ended) - new Date(e.created)) / 1000)}` : "";
+  const vms = guests(e.guests_before, e.guests_after);
+  return el("article", { class: "card " + kind, "aria-label": `${e.action} on ${e.host}, ${e.state}` },
+    el("h3", {}, el("span", {}, e.action, " on ", name(e.host)), badge(e.state + (good ? took : ""), kind), labels(e), clock(e.created)),
+    el("p", {}, cut(e.outcome || e.reason)),
+    vms ? el("p", { class: "dim" }, vms) : null,
+    e.steps?.length ? el("ol", { class: "steps" }, e.steps.map((s) => el("li", { class: s.state },
+      el("span", { class: "mark", "aria-hidden": "true" }, marks[s.state] ?? "?"),
+      el("span", {}, name(cut(s.name, 120)), el("span", { class: "dim" }, ` ${s.phase}, ${s.state}` + (s.ended ? `, ${span((new Date(s.ended) - new Date(s.started)) / 1000)}` : "") + (s.attempt > 1 ? `, attempt ${s.attempt}` : "") + (s.detail ? `: ${cut(s.detail, 300)}` : "")))))) : null,
+    e.bundle ? el("div", { class: "row" }, el("button", { type: "button", "data-focus": "bundle", "aria-label": `Download the diagnostics of ${e.host}`, click: () => download(e.id) }, "Diagnostics")) : null);
 }
 
-const newest = (m, n) => [...m.values()].sort((a, b) => (a.id < b.id ? 1 : -1)).slice(0, n);
+async function download(id) {
+  try {
+    const url = URL.createObjectURL(await (await call(record("executions", id, "/bundle"))).blob());
+    el("a", { href: url, download: id + ".tar.zst" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  } catch (problem) {
+    notice(problem.message);
+  }
+}
+
+// Dialogs.
+
+function decide(id, what, word) {
+  const r = state.recommendations.get(id);
+  const at = $("decide-dialog");
+  $("decide-title").replaceChildren(`${word} ${r.action} on `, name(r.host), "?");
+  put($("decide-text"), what === "approve" ? `${r.dry_run ? "Nothing will be changed: the host is dry-run. " : ""}${cut(r.reason)}` : "The host stays as it is. A new recommendation comes if the evidence changes.");
+  $("decide-note").value = "";
+  $("decide-error").textContent = "";
+  $("decide-ok").textContent = word;
+  $("decide-ok").disabled = false;
+  $("decide-cancel").onclick = () => at.close();
+  $("decide-form").onsubmit = async (e) => {
+    e.preventDefault();
+    $("decide-ok").disabled = true;
+    try {
+      const note = $("decide-note").value.trim();
+      update("recommendation", await (await post(record("recommendations", r.id, "/" + what), note ? { note } : {})).json());
+      at.close();
+    } catch (problem) {
+      $("decide-error").textContent = problem.message;
+    }
+    $("decide-ok").disabled = false;
+  };
+  at.showModal();
+}
+
+let opened = null; // the host in the dialog
+let asked = 0; // the newest question for telemetry
+
+function facts(h) {
+  const p = h.prediction;
+  const list = (title, items) => (items?.length ? [el("dt", {}, title), el("dd", {}, items.map((t) => el("div", {}, name(cut(t, 300)))))] : []);
+  return el("dl", { class: "facts" },
+    list("Condition", [condition(h)[1]]),
+    list("Evidence", p?.evidence),
+    list("Contributions", p?.contributions?.slice(0, 8).map((c) => `${c.series}: ${percent(c.share)}` + (c.value === undefined ? "" : `, now ${quantity(c.series, c.value)}`))),
+    list("VMs", h.vms?.map((v) => `${v.name || v.id}: ${v.state}` + (v.memory_bytes ? `, ${quantity("_bytes", v.memory_bytes)}` : ""))),
+    list("Services", h.units), list("Fault domain", h.fault_domain ? [h.fault_domain] : []), list("Agent", h.agent_version ? [h.agent_version] : []),
+    list("Model", p?.model ? [p.model] : []), list("Last seen", [new Date(h.last_seen).toLocaleString()]));
+}
+
+function drawHost() {
+  const h = state.hosts.get(opened);
+  if (!h) return;
+  keep($("host-facts"), [h], () => "facts", facts);
+}
+
+async function openHost(id) {
+  opened = id;
+  const h = state.hosts.get(id);
+  $("host-title").replaceChildren(name(id), ...labels(h).filter(Boolean));
+  $("series").replaceChildren();
+  $("chart").replaceChildren();
+  $("act-action").replaceChildren(...(h.actions ?? []).filter((a) => a !== "none").map((a) => el("option", { value: a }, a)));
+  $("act").hidden = !$("act-action").options.length;
+  $("act-reason").value = "";
+  $("act-error").textContent = "";
+  drawHost();
+  $("host-dialog").showModal();
+  try {
+    const all = (await json(record("hosts", id))).series ?? [];
+    if (opened !== id) return;
+    $("series").replaceChildren(...all.map((s) => el("option", { value: s }, s)));
+    const top = h.prediction?.contributions?.[0]?.series;
+    if (all.includes(top)) $("series").value = top;
+    await chart();
+  } catch (problem) {
+    put($("chart"), problem.message);
+  }
+}
+
+async function chart() {
+  const id = opened;
+  const series = $("series").value;
+  if (!id || !series) return;
+  const question = ++asked;
+  const over = $("span").value;
+  const step = { "5m": "2s", "15m": "5s", "1h": "20s", "6h": "2m", "24h": "8m" }[over];
+  const box = $("chart");
+  try {
+    const t = await json(record("hosts", id, `/telemetry?metric=${encodeURIComponent(series)}&from=-${over}&step=${step}`));
+    if (question !== asked) return;
+    const points = t.points.map((p) => ({ x: Date.parse(p.time), y: p.value }));
+    if (!points.length) throw new Error("no values in this time");
+    let [low, high] = [Math.min(...points.map((p) => p.y)), Math.max(...points.map((p) => p.y))];
+    box.setAttribute("aria-label", `${series}: between ${quantity(series, low)} and ${quantity(series, high)}, now ${quantity(series, points.at(-1).y)}`);
+    const words = [quantity(series, high), quantity(series, low)];
+    if (high === low) [low, high] = [low - 1, high + 1];
+    const range = { left: Date.parse(t.from), right: Date.parse(t.to), bottom: low, top: high };
+    box.replaceChildren(
+      el("span", { class: "high" }, words[0]), el("span", { class: "low" }, words[1]), el("span", { class: "now" }, "now " + quantity(series, points.at(-1).y)),
+      svg("svg", { viewBox: "0 -2 600 144", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("polyline", { points: line(points, range, 600, 140) })));
+  } catch (problem) {
+    if (question !== asked) return;
+    box.setAttribute("aria-label", problem.message);
+    box.replaceChildren(el("p", { class: "dim" }, problem.message));
+  }
+}
+
+$("series").addEventListener("change", chart);
+$("span").addEventListener("change", chart);
+$("host-close").addEventListener("click", () => $("host-dialog").close());
+$("host-dialog").addEventListener("close", () => (opened = null));
+setInterval(() => opened && !document.hidden && chart(), 5000);
+
+$("act").addEventListener("submit", async (e) => {
+  e.preventDefault();
+  const button = $("act").querySelector("button");
+  button.disabled = true;
+  try {
+    const answer = await post("/api/v1/executions", { host: opened, action: $("act-action").value, reason: $("act-reason").value });
+    update("execution", await answer.json());
+    $("host-dialog").close();
+  } catch (problem) {
+    $("act-error").textContent = problem.message;
+  }
+  button.disabled = false;
+});
+
+// Drawing.
+
+const newest = (m) => [...m.values()].sort((a, b) => (a.id < b.id ? 1 : -1));
+
+function draw() {
+  const all = [...state.hosts.values()];
+  const search = $("find").value.trim();
+  const found = ranked(all.filter((h) => matches(h, search)));
+  keep($("hosts"), found.slice(0, shown.hosts), (h) => h.id, hostCard);
+  put($("more"), found.length > shown.hosts ? `and ${count(found.length - shown.hosts, "host")} more: find them by name` : found.length ? "" : all.length ? "no host matches" : "no host has announced itself yet");
+  const records = newest(state.recommendations);
+  const waiting = records.filter((r) => r.state === "pending");
+  $("waiting-section").hidden = !waiting.length;
+  keep($("waiting"), waiting, (r) => r.id, recommendation);
+  keep($("recommendations"), records.filter((r) => r.state !== "pending").slice(0, shown.records), (r) => r.id, recommendation);
+  const runs = newest(state.executions);
+  keep($("executions"), runs.slice(0, shown.records), (e) => e.id, execution);
+  $("recommendations").classList.toggle("none", !$("recommendations").firstElementChild);
+  $("executions").classList.toggle("none", !$("executions").firstElementChild);
+  if (opened) drawHost();
+  const final = ["succeeded", "degraded", "handed-over", "cancelled"];
+  const figures = [["hosts", all.length, ""], ["failing", all.filter((h) => h.prediction?.anomalous).length, "failing"],
+    ["learning", all.filter((h) => h.prediction?.state === "learning").length, ""], ["to decide", waiting.length, "open"], ["under way", runs.filter((e) => !final.includes(e.state)).length, "open"]];
+  keep($("summary"), figures, (f) => f[0], ([what, n, kind]) => el("div", { class: n ? kind : "" }, el("dt", {}, what), el("dd", {}, n)));
+  document.title = (waiting.length ? `(${waiting.length}) ` : "") + "Tardigrade";
+}
 
 let due = false;
-function draw() {
+function drawSoon() {
   if (due) return;
   due = true;
-  requestAnimationFrame(() => {
+  setTimeout(() => {
     due = false;
-    const hosts = [...state.hosts.values()].sort((a, b) => a.simulated - b.simulated || (a.id < b.id ? -1 : 1));
-    document.getElementById("hosts").replaceChildren(...hosts.map(host));
-    document.getElementById("recommendations").replaceChildren(...newest(state.recommendations, 12).map(recommendation));
-    document.getElementById("executions").replaceChildren(...newest(state.executions, 12).map(execution));
-    const failing = hosts.filter((h) => h.prediction && h.prediction.anomalous).length;
-    document.getElementById("summary").textContent = `${hosts.length} hosts, ${failing} failing`;
-  });
+    draw();
+  }, 200);
 }
+$("find").addEventListener("input", drawSoon);
 
-function score(p) {
-  const s = state.scores.get(p.host) || [];
-  s.push(p.anomaly_score);
-  state.scores.set(p.host, s.slice(-120));
+// Following.
+
+function update(kind, data) {
+  if (kind === "prediction") {
+    const h = state.hosts.get(data.host);
+    if (h) state.hosts.set(data.host, { ...h, prediction: data });
+    if (data.state === "scoring") state.scores.set(data.host, [...(state.scores.get(data.host) ?? []), data.anomaly_score].slice(-shown.scores));
+  } else if (kind === "host") {
+    state.hosts.set(data.id, { ...state.hosts.get(data.id), ...data });
+  } else if (kind === "recommendation" || kind === "execution") {
+    const all = state[kind + "s"];
+    all.set(data.id, data);
+    if (all.size > 2 * shown.kept) state[kind + "s"] = new Map(newest(all).slice(0, shown.kept).map((x) => [x.id, x]));
+  }
+  drawSoon();
 }
 
 async function read() {
-  const [h, r, e] = await Promise.all(["hosts", "recommendations", "executions"].map(async (k) => (await (await call("/api/v1/" + k)).json())[k]));
-  state.hosts = new Map(h.map((x) => [x.id, x]));
-  state.recommendations = new Map(r.map((x) => [x.id, x]));
-  state.executions = new Map(e.map((x) => [x.id, x]));
+  const kinds = ["hosts", "recommendations", "executions"];
+  const lists = await Promise.all(kinds.map((k) => json("/api/v1/" + k)));
+  kinds.forEach((k, i) => (state[k] = new Map(lists[i][k].map((x) => [x.id, x]))));
   draw();
 }
 
-function link(text, lost) {
-  const e = document.getElementById("link");
-  e.textContent = text;
-  e.className = lost ? "lost" : "";
-}
-
-function event(kind, data) {
-  if (kind === "prediction") {
-    const h = state.hosts.get(data.host);
-    if (h) h.prediction = data;
-    score(data);
-  } else if (kind === "host") {
-    state.hosts.set(data.id, { ...state.hosts.get(data.id), ...data });
-  } else {
-    state[kind + "s"].set(data.id, data);
-  }
-  draw();
+function link(text, lost = false) {
+  put($("link"), text);
+  document.body.classList.toggle("lost", lost);
 }
 
 // EventSource cannot send a token, so the stream is read by fetch.
@@ -144,20 +353,15 @@ async function follow() {
       for (;;) {
         const { value, done } = await reader.read();
         if (done) break;
-        text += value;
-        const parts = text.split("\n\n");
-        text = parts.pop();
-        for (const part of parts) {
-          const kind = /^event: (.*)$/m.exec(part);
-          const data = /^data: (.*)$/m.exec(part);
-          if (kind && data) event(kind[1], JSON.parse(data[1]));
-        }
+        const { out, rest } = events(text + value);
+        text = rest;
+        out.forEach((e) => update(e.kind, e.data));
       }
-      throw new Error("closed");
-    } catch (e) {
-      link(`connection lost (${e.message}), trying again`, true);
-      await new Promise((done) => setTimeout(done, 1000));
+      link("connecting again", true);
+    } catch (problem) {
+      link(`no connection (${cut(problem.message, 120)}); trying again`, true);
     }
+    await new Promise((done) => setTimeout(done, 1000));
   }
 }
 
