@@ -74,7 +74,6 @@ type fault struct {
 
 // benign is something that looks like a fault.
 type benign struct {
-	index      int
 	start, end float64
 	size       float64
 	date       int // the day for which it was done
