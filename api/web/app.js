@@ -24,7 +24,7 @@ function signIn(text) {
   });
   return signing;
 }
-$("token-dialog").addEventListener("cancel", (e) => e.preventDefault());
+$("token-dialog").addEventListener("close", () => signing && $("token-dialog").showModal());
 
 async function call(path, options = {}) {
   for (;;) {
@@ -193,7 +193,7 @@ function facts(h) {
     list("Contributions", p?.contributions?.slice(0, 8).map((c) => `${c.series}: ${percent(c.share)}` + (c.value === undefined ? "" : `, now ${quantity(c.series, c.value)}`))),
     list("VMs", h.vms?.map((v) => `${v.name || v.id}: ${v.state}` + (v.memory_bytes ? `, ${quantity("_bytes", v.memory_bytes)}` : ""))),
     list("Services", h.units), list("Fault domain", h.fault_domain ? [h.fault_domain] : []), list("Agent", h.agent_version ? [h.agent_version] : []),
-    list("Model", p?.model ? [p.model] : []), list("Last seen", [new Date(h.last_seen).toLocaleString()]));
+    list("Model", p?.model ? [p.model] : []), list("Last seen", [new Date(Math.max(new Date(h.last_seen), p ? new Date(p.time) : 0)).toLocaleString()]));
 }
 
 function drawHost() {
