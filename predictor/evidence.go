@@ -328,16 +328,19 @@ func (t *trend) fit(k int) (slope, fit, low, high float64, n int) {
 }
 
 // suspect guesses the signature of an anomaly from the series that contribute
-// most to it, weighted by their shares.
+// most to it, weighted by their shares. A culprit is named only where it has most of
+// the signature's weight: otherwise several would be named in turn.
 func suspect(contributions []fleet.Contribution) (fleet.Signature, string) {
 	weight := make(map[fleet.Signature]float64)
-	culprit := make(map[fleet.Signature]string)
+	instances := make(map[fleet.Signature]map[string]float64)
 	for _, c := range contributions {
 		metric, instance := fleet.SplitSeries(c.Series)
 		s := signatureOf(metric)
-		if weight[s] += c.Share; culprit[s] == "" {
-			culprit[s] = instance
+		weight[s] += c.Share
+		if instances[s] == nil {
+			instances[s] = make(map[string]float64)
 		}
+		instances[s][instance] += c.Share
 	}
 	best := fleet.SignatureUnknown
 	for _, s := range []fleet.Signature{
@@ -348,7 +351,12 @@ func suspect(contributions []fleet.Contribution) (fleet.Signature, string) {
 			best = s
 		}
 	}
-	return best, culprit[best]
+	for name, share := range instances[best] {
+		if share > 0.6*weight[best] {
+			return best, name
+		}
+	}
+	return best, ""
 }
 
 func signatureOf(metric string) fleet.Signature {

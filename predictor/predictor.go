@@ -61,6 +61,8 @@ const (
 	confirm    = 3
 	clearAfter = 15
 	topSeries  = 5
+	// settleFor is how long services that were restarted take to be as usual.
+	settleFor = 90 * time.Second
 )
 
 // Predictor holds the state of one host. It is not safe for concurrent use.
@@ -85,6 +87,9 @@ type Predictor struct {
 	over     int // samples in a row over the threshold
 	calm     int // samples in a row well under it
 	alarm    bool
+	// After an action the host warms up: until then a score alone is no alarm.
+	settling     bool
+	settledAfter time.Time
 }
 
 // New returns the predictor of one host.
@@ -149,7 +154,12 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		out.Contributions = p.contributions(s)
 	}
 	finding := p.evidence.judge(p.cfg.Horizon)
-	p.updateAlarm(out.AnomalyScore)
+	if p.settling {
+		p.settling, p.settledAfter = false, s.Time.Add(settleFor)
+	}
+	if s.Time.After(p.settledAfter) || p.settledAfter.Sub(s.Time) > settleFor {
+		p.updateAlarm(out.AnomalyScore)
+	}
 	out.Anomalous = p.alarm || finding.signature != fleet.SignatureNone
 	p.conclude(&out, finding)
 	return out, nil
@@ -164,10 +174,13 @@ func surprise(tail float64) float64 {
 }
 
 // Recovered tells that an action has just ended well: what was seen before it
-// says nothing of the host any more.
+// says nothing of the host any more, and for a while an unusual sample alone is no
+// alarm, since restarted services have yet to fill their caches. What is seen
+// directly, such as a failed health check, counts at once.
 func (p *Predictor) Recovered() {
 	p.evidence.restart()
 	p.alarm, p.over, p.calm = false, 0, 0
+	p.settling = true
 }
 
 // updateAlarm begins and ends the alarm that the score alone gives.

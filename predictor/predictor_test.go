@@ -378,3 +378,42 @@ func FuzzReadFile(f *testing.F) {
 		}
 	})
 }
+
+func TestAfterAnActionAHostMaySettle(t *testing.T) {
+	w := newWorld(t, map[string]float64{"load_1m": 1, "unit_active{a.service}": 1, "unit_healthy{a.service}": 1}, "load_1m", "unit_active{a.service}", "unit_healthy{a.service}")
+	w.steps(5)
+	w.detector.tail = 1e-12
+	if p := w.steps(5); !p.Anomalous {
+		t.Fatalf("no alarm: %+v", p)
+	}
+	w.p.Recovered()
+	if p := w.steps(60); p.Anomalous {
+		t.Errorf("an alarm while services warm up: %+v", p)
+	}
+	w.values["unit_healthy{a.service}"] = 0
+	if p := w.steps(5); p.Signature != fleet.SignatureServiceHang {
+		t.Errorf("a failed health check was overlooked: %+v", p)
+	}
+	w.values["unit_healthy{a.service}"] = 1
+	if p := w.steps(60); !p.Anomalous {
+		t.Errorf("no alarm once the time to settle is over: %+v", p)
+	}
+}
+
+func TestSuspectNamesACulpritOnlyWhereThereIsOne(t *testing.T) {
+	for _, c := range []struct {
+		shares  []float64
+		culprit string
+	}{
+		{[]float64{0.19, 0.19, 0.19}, ""},
+		{[]float64{0.7, 0.1, 0.1}, "a.service"},
+	} {
+		signature, culprit := suspect([]fleet.Contribution{
+			{Series: "unit_memory_bytes{a.service}", Share: c.shares[0]}, {Series: "unit_memory_bytes{b.service}", Share: c.shares[1]},
+			{Series: "unit_memory_bytes{c.service}", Share: c.shares[2]},
+		})
+		if signature != fleet.SignatureMemoryLeak || culprit != c.culprit {
+			t.Errorf("%v: %s in %q", c.shares, signature, culprit)
+		}
+	}
+}
