@@ -48,7 +48,7 @@ type Config struct {
 	// Dir, if not "", is where an archive is left that could not be uploaded.
 	Dir string
 
-	// Window is how far back the evidence of the fault goes; 0 means 15 minutes.
+	// Window is how far back the evidence of the fault goes; 0 means 30 minutes.
 	Window time.Duration
 	// Baseline is how much of the time before the window says what is usual on this
 	// host; 0 means 24 hours.
@@ -58,7 +58,8 @@ type Config struct {
 	Limit time.Duration
 	// SourceLimit bounds each source; 0 means 15 seconds.
 	SourceLimit time.Duration
-	// MaxBytes bounds the files of an archive before compression; 0 means 32 MiB.
+	// MaxBytes bounds the evidence in an archive before compression; 0 means 32 MiB.
+	// What is concluded from it comes on top, with at most half a MiB.
 	MaxBytes int
 	// MaxSourceBytes bounds each source; 0 means 4 MiB. Of what is larger the end is
 	// kept, where the newest lines are.
@@ -95,7 +96,7 @@ func New(cfg Config) (*Collector, error) {
 	for _, d := range []struct {
 		value *time.Duration
 		usual time.Duration
-	}{{&cfg.Window, 15 * time.Minute}, {&cfg.Baseline, 24 * time.Hour}, {&cfg.Limit, time.Minute}, {&cfg.SourceLimit, 15 * time.Second}} {
+	}{{&cfg.Window, 30 * time.Minute}, {&cfg.Baseline, 24 * time.Hour}, {&cfg.Limit, time.Minute}, {&cfg.SourceLimit, 15 * time.Second}} {
 		if *d.value < 0 {
 			return nil, fmt.Errorf("%w: a time limit is negative", ErrConfig)
 		}
@@ -157,6 +158,7 @@ func (c *Collector) Collect(ctx context.Context, cmd fleet.Command) (archive []b
 
 	now := c.cfg.Clock()
 	units, odd := unitNames(cmd.Units, c.cfg.Units)
+	healthy := c.health(limited)
 	found := c.collect(limited, c.sources(units, now))
 	if err := ctx.Err(); err != nil {
 		return nil, "", err
@@ -169,22 +171,88 @@ func (c *Collector) Collect(ctx context.Context, cmd fleet.Command) (archive []b
 		m.Files = append(m.Files, File{Name: "units/" + clip(fmt.Sprintf("%q", name), 100), Error: "this is not the name of a unit"})
 	}
 	states := unitStates(units, found)
-	if c.cfg.Healthy != nil {
-		c.health(limited, states)
+	known := healthy()
+	for i := range states {
+		ok, asked := known[states[i].name]
+		states[i].unhealthy = asked && !ok
 	}
 	var files []content
+	var search []evidenceFile
+	var baseline []byte
 	for _, f := range found {
 		text, redacted := Redact(f.data)
+		switch {
+		case f.hidden && f.note == "":
+			baseline = text
+			continue
+		case f.hidden:
+			baseline, f.absent = text, true
+		case !f.absent:
+			search = append(search, evidenceFile{f.name, text, f.modified})
+		}
 		files = append(files, content{
 			File: File{Name: f.name, Truncated: f.truncated, Redacted: redacted, Error: f.note},
 			data: text, absent: f.absent,
 		})
 	}
+	cause := c.rootCause(now, states, search, baseline)
+	cause.Execution = cmd.Execution
+	rendered, err := cause.json()
+	if err != nil {
+		return nil, "", err
+	}
+	files = append(files, content{File: File{Name: "root-cause.json"}, data: rendered}, content{File: File{Name: "root-cause.md"}, data: cause.markdown(states)})
 	archive, err = pack(m, files)
 	if err != nil {
 		return nil, "", err
 	}
-	return archive, summarize(states), nil
+	return archive, summarize(states, cause), nil
+}
+
+// rootCause looks for the cause in what was collected. baseline is the host's journal
+// from before the window.
+func (c *Collector) rootCause(now time.Time, states []unitState, files []evidenceFile, baseline []byte) RootCause {
+	from := now.Add(-c.cfg.Window)
+	a := newAnalysis(from, now, states)
+	a.learnPrograms(files)
+	var m miner
+	before, oldest := 0, from
+	a.search(evidenceFile{name: baselineFile, data: baseline}, func(l *line, _, matched bool) {
+		if l.time.IsZero() {
+			return
+		}
+		before++
+		if l.time.Before(oldest) {
+			oldest = l.time
+		}
+		if matched {
+			return
+		}
+		if t := m.learn(l.program, l.text); t != nil {
+			t.before++
+		}
+	})
+	a.baseline = from.Sub(oldest)
+	for _, f := range files {
+		a.search(f, func(l *line, fresh, matched bool) {
+			if matched || !fresh || l.time.IsZero() {
+				return
+			}
+			t := m.learn(l.program, l.text)
+			if t == nil {
+				return
+			}
+			if t.within++; t.within == 1 {
+				t.first, t.example = l.time.UTC(), evidence(l)
+			}
+			t.last = l.time.UTC()
+			t.related = t.related || a.bad[unitOf(l.file)]
+		})
+	}
+	return RootCause{
+		Version: rootCauseVersion, Host: c.cfg.Host, From: from.UTC(), To: now.UTC(), Lines: a.lines, BaselineLines: before,
+		Suspects: a.suspects(m.unusual(before, c.cfg.Window, a.baseline)),
+	}
 }
 
 // BundleName is the name of the archive that a command makes. It is the same when the
@@ -237,20 +305,28 @@ func (c *Collector) leave(name string, archive []byte) string {
 	return "kept on the host as " + path
 }
 
-// health asks for the units' health and waits at most as long as for any source.
-func (c *Collector) health(ctx context.Context, states []unitState) {
+// health asks for the units' health in the background. What it returns waits for the
+// answer at most as long as for any source; nil means that there is none.
+func (c *Collector) health(ctx context.Context) func() map[string]bool {
+	if c.cfg.Healthy == nil {
+		return func() map[string]bool { return nil }
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.SourceLimit)
-	defer cancel()
 	answer := make(chan map[string]bool, 1)
 	go func() { answer <- c.cfg.Healthy(ctx) }()
-	select {
-	case healthy := <-answer:
-		for i := range states {
-			if ok, known := healthy[states[i].name]; known && !ok {
-				states[i].unhealthy = true
-			}
+	return func() map[string]bool {
+		defer cancel()
+		select {
+		case known := <-answer:
+			return known
+		default:
 		}
-	case <-ctx.Done():
+		select {
+		case known := <-answer:
+			return known
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 

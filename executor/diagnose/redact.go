@@ -37,9 +37,16 @@ var hints = []string{"pass", "pwd", "secret", "token", "key", "credential", "ses
 var (
 	keyBegin = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----`)
 	keyEnd   = regexp.MustCompile(`-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----`)
-	// keyLine ends in what a line of a private key is.
-	keyLine = regexp.MustCompile(`(?:^|[\s"'])[A-Za-z0-9+/]{16,}={0,2}["',]*$`)
+	// keyLine ends in what a line of a private key is, keyHead is one of its headers.
+	keyLine = regexp.MustCompile(`(?:^|[\s"'])[A-Za-z0-9+/]{4,}={0,2}["',]*$`)
+	keyHead = regexp.MustCompile(`(?:Proc-Type|DEK-Info|Version|Comment): `)
 )
+
+// ofKey tells whether a line may be one of a private key.
+func ofKey(line []byte) bool {
+	line = bytes.TrimRight(line, "\r \t")
+	return len(line) == 0 || line[len(line)-1] == ':' || keyLine.Match(line) || keyHead.Match(line)
+}
 
 // maxKeyLines bounds a private key: an RSA key of 16,384 bits has about 200 lines.
 const maxKeyLines = 400
@@ -106,15 +113,16 @@ func redactKey(lines [][]byte, i int) (n, last int) {
 		}
 		lines[i] = append(head, mask...)
 		last = i
+		inside := true
 		for j := i + 1; j < len(lines) && j <= i+maxKeyLines; j++ {
 			if keyEnd.Match(lines[j]) {
 				last = j - 1
 				break
 			}
-			if !keyLine.Match(bytes.TrimRight(lines[j], "\r \t")) {
-				continue
+			// Without an end, the key goes on for as long as the lines look like one.
+			if inside = inside && ofKey(lines[j]); inside {
+				last = j
 			}
-			last = j
 		}
 		for j := i + 1; j <= last; j++ {
 			lines[j] = []byte(mask)
@@ -123,7 +131,7 @@ func redactKey(lines [][]byte, i int) (n, last int) {
 	}
 	if end := keyEnd.FindIndex(lines[i]); end != nil {
 		n := 0
-		for j := i - 1; j >= 0 && j >= i-maxKeyLines && keyLine.Match(bytes.TrimRight(lines[j], "\r \t")); j-- {
+		for j := i - 1; j >= 0 && j >= i-maxKeyLines && ofKey(lines[j]); j-- {
 			lines[j] = []byte(mask)
 			n = 1
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -16,6 +17,8 @@ type source struct {
 	name string
 	// max bounds all files of the source together, in bytes.
 	max int
+	// hidden is true for what is compared with and is not packed.
+	hidden bool
 	// collect writes files. It may hang: then what it wrote until then is taken and
 	// it is left alone.
 	collect func(ctx context.Context, b *bin) error
@@ -28,6 +31,8 @@ type found struct {
 	truncated bool
 	note      string
 	absent    bool
+	hidden    bool
+	modified  time.Time // zero unless the file's own time says something
 }
 
 // errNothing means that a source has nothing to tell on this host, which is no fault.
@@ -46,6 +51,11 @@ type bin struct {
 // source, the end is kept, from the beginning of a line. max 0 means no limit but the
 // source's.
 func (b *bin) add(name string, data []byte, max int) {
+	b.addDated(name, data, max, time.Time{})
+}
+
+// addDated adds a file of which the time of its last change is known.
+func (b *bin) addDated(name string, data []byte, max int, modified time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -55,7 +65,7 @@ func (b *bin) add(name string, data []byte, max int) {
 	if max > 0 {
 		room = min(room, max)
 	}
-	f := found{name: name}
+	f := found{name: name, modified: modified}
 	f.data, f.truncated = tail(data, room)
 	b.left -= len(f.data)
 	b.files = append(b.files, f)
@@ -87,6 +97,61 @@ func tail(data []byte, max int) (end []byte, cut bool) {
 		end = end[i+1:]
 	}
 	return bytes.Clone(end), true
+}
+
+// baselineFile is the journal from before the window, which is not packed.
+const baselineFile = "journal-before.log"
+
+// sources lists where everything comes from, the most telling first. Their limits
+// together are at most MaxBytes.
+func (c *Collector) sources(units []string, now time.Time) []source {
+	share := func(percent, among int) int {
+		return min(c.cfg.MaxSourceBytes, c.cfg.MaxBytes/100*percent/max(1, among))
+	}
+	since := now.Add(-c.cfg.Window)
+	at := func(t time.Time) string { return "@" + strconv.FormatInt(t.Unix(), 10) }
+	journal := func(file string, max, lines int, more ...string) source {
+		return c.command(file, max, "journalctl", append(more, "--lines="+strconv.Itoa(lines), "--output=short-iso-precise", "--no-pager", "--quiet")...)
+	}
+	var all []source
+	for _, u := range units {
+		all = append(all,
+			c.command("units/"+u+"/properties", share(5, len(units)), "systemctl", "show", "--no-pager", "--", u),
+			journal("units/"+u+"/journal.log", share(25, len(units)), max(1, c.cfg.MaxLines/10), "--unit="+u, "--since="+at(since)),
+		)
+	}
+	before := journal(baselineFile, c.cfg.MaxSourceBytes, c.cfg.MaxLines, "--since="+at(since.Add(-c.cfg.Baseline)), "--until="+at(since))
+	before.hidden = true
+	return append(all,
+		journal("journal.log", share(20, 1), c.cfg.MaxLines, "--since="+at(since)),
+		before,
+		c.kernelLog(share(10, 1), now),
+		c.directory("pstore", "/sys/fs/pstore", "*", share(8, 1), 64),
+		c.directory("pstore/kept", "/var/lib/systemd/pstore", "*", share(2, 1), 16),
+		c.processes(share(8, 1)),
+		c.command("failed-units.txt", share(1, 1), "systemctl", "list-units", "--state=failed", "--all", "--plain", "--no-legend", "--no-pager"),
+		c.command("filesystems.txt", share(1, 1), "df", "-P", "-T", "-l"),
+		c.command("inodes.txt", share(1, 1), "df", "-P", "-i", "-l"),
+		c.coredumps(share(1, 1)),
+		c.copies("", share(1, 1), "/proc/meminfo", "/proc/loadavg", "/proc/uptime", "/proc/mounts", "/proc/mdstat", "/proc/vmstat",
+			"/proc/pressure/cpu", "/proc/pressure/io", "/proc/pressure/memory"),
+		c.copies("sockets", share(2, 1), "/proc/net/tcp"),
+		c.copies("sockets", share(2, 1), "/proc/net/tcp6"),
+		c.copies("sockets", share(1, 1), "/proc/net/unix"),
+		c.directory("libvirt", "/var/log/libvirt", "*.log", share(4, 1), 16),
+		c.directory("libvirt/qemu", "/var/log/libvirt/qemu", "*.log", share(8, 1), 64),
+	)
+}
+
+// command is a source that is what a program writes.
+func (c *Collector) command(file string, max int, name string, args ...string) source {
+	return source{name: file, max: max, collect: func(ctx context.Context, b *bin) error {
+		out, err := c.cfg.Run(ctx, name, args...)
+		if err == nil || len(out) > 0 {
+			b.add(file, out, 0)
+		}
+		return err
+	}}
 }
 
 // parallel is how many sources are read at once.
@@ -150,6 +215,9 @@ func (c *Collector) read(ctx context.Context, s source) []found {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
+	for i := range b.files {
+		b.files[i].hidden = s.hidden
+	}
 	return b.files
 }
 

@@ -1,12 +1,10 @@
 package diagnose
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // maxUnits bounds how many units are looked at.
@@ -43,35 +41,6 @@ func validUnit(s string) bool {
 		}
 	}
 	return true
-}
-
-// sources lists where everything comes from, the most telling first. Their limits
-// together are at most MaxBytes.
-func (c *Collector) sources(units []string, now time.Time) []source {
-	share := func(percent, among int) int {
-		return min(c.cfg.MaxSourceBytes, c.cfg.MaxBytes/100*percent/max(1, among))
-	}
-	since := now.Add(-c.cfg.Window)
-	var all []source
-	for _, u := range units {
-		all = append(all,
-			c.command("units/"+u+"/properties", share(5, len(units)), "systemctl", "show", "--no-pager", "--", u),
-			c.command("units/"+u+"/journal.log", share(25, len(units)), "journalctl", "--unit="+u, "--since=@"+strconv.FormatInt(since.Unix(), 10),
-				"--lines="+strconv.Itoa(max(1, c.cfg.MaxLines/10)), "--output=short-iso-precise", "--no-pager", "--quiet"),
-		)
-	}
-	return all
-}
-
-// command is a source that is what a program writes.
-func (c *Collector) command(file string, max int, name string, args ...string) source {
-	return source{name: file, max: max, collect: func(ctx context.Context, b *bin) error {
-		out, err := c.cfg.Run(ctx, name, args...)
-		if err == nil || len(out) > 0 {
-			b.add(file, out, 0)
-		}
-		return err
-	}}
 }
 
 // unitState is what a unit's properties say.
@@ -149,18 +118,4 @@ func unitStates(units []string, files []found) []unitState {
 		}
 	}
 	return states
-}
-
-// summarize says in a few sentences what was found.
-func summarize(states []unitState) string {
-	var bad []string
-	for _, s := range states {
-		if s.bad() {
-			bad = append(bad, s.String())
-		}
-	}
-	if len(bad) == 0 {
-		return fmt.Sprintf("All %d units are active.", len(states))
-	}
-	return strings.Join(bad, "; ") + "."
 }
