@@ -162,6 +162,20 @@ func command(units ...string) fleet.Command {
 	return fleet.Command{ID: "e1/diagnose/1", Execution: "e1", Host: "kvm01", Phase: fleet.PhaseDiagnose, Attempt: 1, Token: 7, Units: units, Reason: "nova.service did not come back"}
 }
 
+func collect(t *testing.T, cfg Config, cmd fleet.Command) (m Manifest, files map[string]string, summary string) {
+	t.Helper()
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, summary, err := c.Collect(t.Context(), cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, files, _ = unpack(t, archive)
+	return m, files, summary
+}
+
 func TestTheUnitsOfACommandAreCollectedAndUploaded(t *testing.T) {
 	cfg, u := config(t)
 	cfg.Units = []string{"ovs.service", "nova.service"}

@@ -14,25 +14,29 @@ const secretWord = `(?:pass(?:word|wd|phrase|code)?|pwd|secrets?|tokens?|api[_-]
 // The patterns keep their first group and replace what follows it.
 var secretPatterns = []struct {
 	hint []string // one of them is in every line that matches; lower case
+	also string   // so is this
 	re   *regexp.Regexp
 }{
 	// "Authorization: Bearer abc", "authorization=Basic abc"
-	{[]string{"authorization"}, regexp.MustCompile(`(?i)(authorization["']?\s*[:=]\s*["']?(?:(?:bearer|basic|digest|negotiate|token|aws4-hmac-sha256)\s+)?)[^\s"',;]+`)},
-	{[]string{"bearer"}, regexp.MustCompile(`(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{6,}`)},
+	{[]string{"authorization"}, "", regexp.MustCompile(`(?i)(authorization["']?\s*[:=]\s*["']?(?:(?:bearer|basic|digest|negotiate|token|aws4-hmac-sha256)\s+)?)[^\s"',;]+`)},
+	{[]string{"bearer"}, "", regexp.MustCompile(`(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{6,}`)},
 	// "https://user:pass@host"
-	{[]string{"://"}, regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@"'<>]*:)[^\s@"'<>]+@`)},
+	{[]string{"://"}, "", regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@"'<>]*:)[^\s@"'<>]+@`)},
 	// "DB_PASSWORD=abc", `"token": "abc"`, "client-secret='a b'"
-	{hints, regexp.MustCompile(`(?i)([A-Za-z0-9_.-]*` + secretWord + `(?:[_.-][A-Za-z0-9_.-]*)?\\?["']?\s*(?::=|=>|=|:)\s*)(?:\\?"(?:[^"\\]|\\[^"])*\\?"|'[^']*'|[^\s"',;&)\]}]+)`)},
+	{hints, "", regexp.MustCompile(`(?i)(` + secretWord + `(?:[_.-][A-Za-z0-9_.-]*)?\\?["']?\s*(?::=|=>|=|:)\s*)(?:\\?"(?:[^"\\]|\\[^"])*\\?"|'[^']*'|[^\s"',;&)\]}]+)`)},
 	// "--password abc"
-	{hints, regexp.MustCompile(`(?i)(--?[A-Za-z0-9-]*` + secretWord + `\s+)(?:"[^"]*"|'[^']*'|[^\s"'-][^\s"']*)`)},
+	{hints, "-", regexp.MustCompile(`(?i)(--?[A-Za-z0-9-]*` + secretWord + `\s+)(?:"[^"]*"|'[^']*'|[^\s"'-][^\s"']*)`)},
 	// "identified by 'abc'"
-	{[]string{"identified"}, regexp.MustCompile(`(?i)(identified\s+by\s+(?:password\s+)?)(?:"[^"]*"|'[^']*'|[^\s"';]+)`)},
+	{[]string{"identified"}, "", regexp.MustCompile(`(?i)(identified\s+by\s+(?:password\s+)?)(?:"[^"]*"|'[^']*'|[^\s"';]+)`)},
 	// Keys that say by their form what they are: of AWS, GitHub, GitLab, Slack and JSON web tokens.
-	{[]string{"akia", "asia", "ghp_", "gho_", "ghs_", "ghu_", "ghr_", "github_pat_", "glpat-", "xox", "eyj"},
+	{[]string{"akia", "asia", "ghp_", "gho_", "ghs_", "ghu_", "ghr_", "github_pat_", "glpat-", "xox", "eyj"}, "",
 		regexp.MustCompile(`()\b(?:A(?:KIA|SIA)[0-9A-Z]{16}|gh[posur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abposr]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*)`)},
 }
 
-var hints = []string{"pass", "pwd", "secret", "token", "key", "credential", "session", "cookie"}
+var hints = []string{
+	"pass", "pwd", "secret", "token", "credential", "cookie", "sessionid", "session_id", "session-id", "apikey", "api_key", "api-key",
+	"accesskey", "access_key", "access-key", "privatekey", "private_key", "private-key",
+}
 
 var (
 	keyBegin = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----`)
@@ -48,18 +52,26 @@ func ofKey(line []byte) bool {
 	return len(line) == 0 || line[len(line)-1] == ':' || keyLine.Match(line) || keyHead.Match(line)
 }
 
+// maxRedactLine is how much of a line is searched for secrets, and kept.
+const maxRedactLine = 64 << 10
+
 // maxKeyLines bounds a private key: an RSA key of 16,384 bits has about 200 lines.
 const maxKeyLines = 400
 
 // Redact replaces secrets by "[redacted]" and counts them: values of what is called a
 // password, token, secret, credential or key, headers of authorization, passwords in
 // URLs, private keys, and keys that are known by their form. It works by rules and
-// may miss what no rule describes. The number of lines stays the same.
+// may miss what no rule describes. The number of lines stays the same; of a line of more
+// than 64 KiB the rest is left out.
 func Redact(text []byte) (clean []byte, secrets int) {
 	lines := bytes.Split(text, []byte("\n"))
 	lower := make([]byte, 0, 256)
 	for i := 0; i < len(lines); i++ {
 		line := lines[i]
+		if len(line) > maxRedactLine {
+			line = append(line[:maxRedactLine:maxRedactLine], " [cut]"...)
+			lines[i] = line
+		}
 		if bytes.Contains(line, []byte("-----")) {
 			if n, last := redactKey(lines, i); n > 0 {
 				secrets += n
@@ -69,7 +81,7 @@ func Redact(text []byte) (clean []byte, secrets int) {
 		}
 		lower = appendLower(lower[:0], line)
 		for _, p := range secretPatterns {
-			if !containsAny(lower, p.hint) {
+			if !containsAny(lower, p.hint) || !bytes.Contains(lower, []byte(p.also)) {
 				continue
 			}
 			at := p.re.FindAllSubmatchIndex(line, -1)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -60,6 +61,9 @@ func (b *bin) addDated(name string, data []byte, max int, modified time.Time) {
 	defer b.mu.Unlock()
 	if b.closed {
 		return
+	}
+	for slices.ContainsFunc(b.files, func(f found) bool { return f.name == name }) {
+		name += "+" // two names became the same by making them safe
 	}
 	room := b.left
 	if max > 0 {
