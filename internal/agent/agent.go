@@ -14,6 +14,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/spool"
 )
 
 // Guests counts and probes the VMs of the host.
@@ -32,23 +33,23 @@ type Options struct {
 	// Guests may be nil where the host has no VMs that could be counted.
 	Guests Guests
 	Runner *host.Runner
-	Log    *slog.Logger
+	// Spool, if not nil, keeps samples on disk while the bus is away. Without it they
+	// wait in memory only.
+	Spool *spool.Spool
+	Log   *slog.Logger
 }
 
 // announceEvery is how often the host's inventory is sent.
 const announceEvery = 5 * time.Second
 
-// outboxSamples bounds the samples that wait for the bus.
-const outboxSamples = 900
-
 // Run works until ctx ends, or the executor's journal breaks.
 func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	out := newOutbox(outboxSamples)
+	out := &outbox{host: o.Host.ID, spool: o.Spool, log: o.Log, some: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	wg.Go(func() { o.sampling(ctx, out) })
-	wg.Go(func() { o.sending(ctx, out) })
+	wg.Go(func() { out.send(ctx, o.Bus.PublishSamples) })
 	wg.Go(func() { o.announcing(ctx) })
 	wg.Go(func() { o.Bus.Commands(ctx, o.Runner.Handle) })
 	wg.Go(func() {
@@ -86,32 +87,6 @@ func (o *Options) sampling(ctx context.Context, out *outbox) {
 	}
 }
 
-// sending stores samples on the bus in order, each until the bus has it.
-func (o *Options) sending(ctx context.Context, out *outbox) {
-	for {
-		s, lost := out.next(ctx)
-		if s == nil {
-			return
-		}
-		if lost > 0 {
-			o.Log.Warn("the bus was away for too long: the oldest samples were dropped", "host", o.Host.ID, "dropped", lost)
-		}
-		for {
-			limited, cancel := context.WithTimeout(ctx, 5*time.Second)
-			err := o.Bus.PublishSample(limited, s)
-			cancel()
-			if err == nil {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(500 * time.Millisecond):
-			}
-		}
-	}
-}
-
 // announcing sends the inventory at once and then regularly.
 func (o *Options) announcing(ctx context.Context) {
 	tick := time.NewTicker(announceEvery)
@@ -142,52 +117,6 @@ func (o *Options) announcing(ctx context.Context) {
 			return
 		case <-wait:
 		case <-soon:
-		}
-	}
-}
-
-// outbox is a bounded queue that drops its oldest sample when it is full.
-type outbox struct {
-	mu      sync.Mutex
-	samples []*fleet.Sample
-	limit   int
-	lost    int
-	some    chan struct{}
-}
-
-func newOutbox(limit int) *outbox { return &outbox{limit: limit, some: make(chan struct{}, 1)} }
-
-func (b *outbox) put(s *fleet.Sample) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.samples) == b.limit {
-		b.samples = append(b.samples[:0], b.samples[1:]...)
-		b.lost++
-	}
-	b.samples = append(b.samples, s)
-	select {
-	case b.some <- struct{}{}:
-	default:
-	}
-}
-
-// next waits for the oldest sample, nil when ctx ends; lost is how many were
-// dropped since the last call.
-func (b *outbox) next(ctx context.Context) (s *fleet.Sample, lost int) {
-	for {
-		b.mu.Lock()
-		if len(b.samples) > 0 {
-			s, lost = b.samples[0], b.lost
-			b.samples = append(b.samples[:0], b.samples[1:]...)
-			b.lost = 0
-			b.mu.Unlock()
-			return s, lost
-		}
-		b.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return nil, 0
-		case <-b.some:
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/spool"
 )
 
 // HostName is the configured name of this host, or the machine's own, made to fit.
@@ -80,6 +81,13 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		return err
 	}
 	defer runner.Close()
+	kept, err := spool.Open(filepath.Join(dir, "spool"), c.SpoolMiB<<20)
+	if err != nil {
+		// A disk that fails must not keep its host from being watched.
+		log.Error("samples cannot be kept on disk; they wait in memory while the bus is away", "err", err)
+	} else {
+		defer kept.Close()
+	}
 	ctx, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	if len(units) > 0 {
@@ -90,7 +98,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	hung := make(map[string]bool)
 	return Run(ctx, Options{
 		Host:     fleet.Host{ID: id, FaultDomain: c.FaultDomain, Version: version, DryRun: !c.Act, Actions: runner.Actions(), Units: names},
-		Interval: c.Interval.D(), Bus: b, Guests: guests, Runner: runner, Log: log,
+		Interval: c.Interval.D(), Bus: b, Guests: guests, Runner: runner, Spool: kept, Log: log,
 		Sample: func(ctx context.Context) (fleet.Sample, error) {
 			s, reports := sampler.Sample(ctx)
 			logSources(log, hung, reports)

@@ -87,10 +87,11 @@ func (a *Agent) Connected() bool { return a.conn.IsConnected() }
 // Close ends the connection.
 func (a *Agent) Close() { a.conn.Close() }
 
-// PublishSample stores a sample. It returns nil once the stream has it on disk;
-// sending the same sample again is harmless.
-func (a *Agent) PublishSample(ctx context.Context, s *fleet.Sample) error {
-	return publishSample(ctx, a.js, s)
+// PublishSamples stores samples of this host, in order. It returns how many of the
+// first the stream has on disk, all where the error is nil; sending a sample again is
+// harmless.
+func (a *Agent) PublishSamples(ctx context.Context, samples []*fleet.Sample) (stored int, err error) {
+	return publishSamples(ctx, a.js, samples)
 }
 
 // PublishHost announces the host: inventory, not durable, repeated by the agent.
@@ -230,6 +231,18 @@ func fetch(ctx context.Context, c jetstream.Consumer, n int, wait time.Duration)
 		return nil, err
 	}
 	context.AfterFunc(ctx, cancel) // the batch ends with ctx, and after it nothing is left to cancel
+	return batch, nil
+}
+
+// fetchBytes is fetch for about so many bytes.
+func fetchBytes(ctx context.Context, c jetstream.Consumer, bytes int, wait time.Duration) (jetstream.MessageBatch, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	batch, err := c.FetchBytes(bytes, jetstream.FetchContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	context.AfterFunc(ctx, cancel)
 	return batch, nil
 }
 

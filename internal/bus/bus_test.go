@@ -11,6 +11,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,12 +56,12 @@ func TestSamplesSurviveARestartOfTheBus(t *testing.T) {
 	b := open(t, Options{Dir: dir})
 	at := time.Now().Add(-time.Second)
 	for i := range 3 {
-		if err := b.PublishSample(t.Context(), sampleAt("h1", at.Add(time.Duration(i)*time.Millisecond), float64(i))); err != nil {
+		if err := publish(t.Context(), b, sampleAt("h1", at.Add(time.Duration(i)*time.Millisecond), float64(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// The same sample sent again is one sample.
-	if err := b.PublishSample(t.Context(), sampleAt("h1", at, 0)); err != nil {
+	if err := publish(t.Context(), b, sampleAt("h1", at, 0)); err != nil {
 		t.Fatal(err)
 	}
 	b.Close()
@@ -86,16 +87,65 @@ func TestSamplesSurviveARestartOfTheBus(t *testing.T) {
 	}
 }
 
+// publish stores a sample as the control plane could.
+func publish(ctx context.Context, b *Bus, s *fleet.Sample) error {
+	_, err := publishSamples(ctx, b.JS, []*fleet.Sample{s})
+	return err
+}
+
+func agentPublish(ctx context.Context, a *Agent, s *fleet.Sample) error {
+	_, err := a.PublishSamples(ctx, []*fleet.Sample{s})
+	return err
+}
+
+func TestSamplesTravelTogether(t *testing.T) {
+	b := open(t, Options{})
+	at := time.Now().Add(-time.Hour)
+	schemas := []*fleet.Schema{fleet.NewSchema([]string{"a", "b"}), fleet.NewSchema([]string{"a", "b", "c"})}
+	var samples []*fleet.Sample
+	for i := range 40_000 { // more than fit in one message
+		schema := schemas[i/20_000]
+		values := make([]float64, schema.Len())
+		values[0] = float64(i)
+		samples = append(samples, &fleet.Sample{Host: "h1", Time: at.Add(time.Duration(i) * time.Millisecond), Boot: "b", Schema: schema, Values: values})
+	}
+	n, err := publishSamples(t.Context(), b.JS, samples)
+	if err != nil || n != len(samples) {
+		t.Fatalf("%d, %v", n, err)
+	}
+	info, err := b.JS.Stream(t.Context(), StreamSamples)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if messages := info.CachedInfo().State.Msgs; messages < 3 || messages > 10 {
+		t.Errorf("%d messages", messages)
+	}
+	next := 0
+	err = b.History(t.Context(), "h1", at, at.Add(2*time.Hour), func(s fleet.Sample) bool {
+		if v, _ := s.Value("a"); v != float64(next) || s.Schema.Len() != 2+next/20_000 || !s.Time.Equal(samples[next].Time) {
+			t.Fatalf("sample %d: %+v", next, s)
+		}
+		next++
+		return true
+	})
+	if err != nil || next != len(samples) {
+		t.Errorf("%d samples came back, %v", next, err)
+	}
+}
+
 func TestIngestAcknowledgesOnlyWhatWasWritten(t *testing.T) {
 	b := open(t, Options{})
 	for i := range 5 {
-		if err := b.PublishSample(t.Context(), sampleAt("h1", time.Now().Add(time.Duration(i)*time.Millisecond), float64(i))); err != nil {
+		if err := publish(t.Context(), b, sampleAt("h1", time.Now().Add(time.Duration(i)*time.Millisecond), float64(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
 	failures, written := 2, 0
-	err := b.Ingest(ctx, 10, func(_ context.Context, s []fleet.Sample) error {
+	err := b.Ingest(ctx, func(_ context.Context, s []fleet.Sample) error {
+		mu.Lock()
+		defer mu.Unlock()
 		if failures > 0 {
 			failures--
 			return errors.New("down")
@@ -113,12 +163,12 @@ func TestIngestAcknowledgesOnlyWhatWasWritten(t *testing.T) {
 func TestAnAgentSpeaksForItsOwnHostAlone(t *testing.T) {
 	b := open(t, Options{Listen: "127.0.0.1:0", Agents: func(h fleet.HostID, token string) bool { return token == "secret-"+string(h) }})
 	a := agent(t, b, "h1", "secret-h1")
-	if err := a.PublishSample(t.Context(), sampleAt("h1", time.Now(), 1)); err != nil {
+	if err := agentPublish(t.Context(), a, sampleAt("h1", time.Now(), 1)); err != nil {
 		t.Fatalf("its own sample: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
-	if err := a.PublishSample(ctx, sampleAt("h2", time.Now(), 1)); err == nil {
+	if err := agentPublish(ctx, a, sampleAt("h2", time.Now(), 1)); err == nil {
 		t.Error("a sample in another host's name was accepted")
 	}
 	if _, err := a.js.Publish(ctx, subjectAudit, []byte("{}")); err == nil {
@@ -324,13 +374,16 @@ func FuzzDecodeSample(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var d Decoder
-		s, err := d.Decode(data)
+		samples, err := d.Decode(data)
 		if err != nil {
 			return
 		}
-		again, err := d.Decode(EncodeSample(nil, &s))
-		if err != nil || again.Host != s.Host || len(again.Values) != len(s.Values) || again.Schema != s.Schema {
-			t.Errorf("decoding what was encoded: %v, %v", again, err)
+		for i := range samples {
+			s := &samples[i]
+			again, err := d.Decode(EncodeSample(nil, s))
+			if err != nil || len(again) != 1 || again[0].Host != s.Host || len(again[0].Values) != len(s.Values) || again[0].Schema != s.Schema {
+				t.Errorf("decoding what was encoded: %v, %v", again, err)
+			}
 		}
 	})
 }

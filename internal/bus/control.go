@@ -44,11 +44,6 @@ func (b *Bus) Send(ctx context.Context, c fleet.Command) error {
 	return nil
 }
 
-// PublishSample stores a sample of any host; it is how simulated hosts speak.
-func (b *Bus) PublishSample(ctx context.Context, s *fleet.Sample) error {
-	return publishSample(ctx, b.JS, s)
-}
-
 // PublishReport stores a report of any host; it is how simulated hosts speak.
 func (b *Bus) PublishReport(ctx context.Context, r fleet.Report) error {
 	data, err := json.Marshal(r)
@@ -109,7 +104,7 @@ func (b *Bus) Samples(ctx context.Context, since time.Time, handle func(fleet.Sa
 		return fmt.Errorf("read samples: %w", err)
 	}
 	cc, err := c.Consume(func(m jetstream.Msg) {
-		if s, ok := b.decode(&d, m); ok {
+		for _, s := range b.decode(&d, m) {
 			handle(s)
 		}
 	})
@@ -121,16 +116,17 @@ func (b *Bus) Samples(ctx context.Context, since time.Time, handle func(fleet.Sa
 	return nil
 }
 
-func (b *Bus) decode(d *Decoder, m jetstream.Msg) (fleet.Sample, bool) {
-	s, err := d.Decode(m.Data())
-	if err == nil && string(s.Host) != strings.TrimPrefix(m.Subject(), subjectSamples) {
-		err = fmt.Errorf("it speaks for host %s", s.Host)
+// decode returns the samples of a message, none where it is refused.
+func (b *Bus) decode(d *Decoder, m jetstream.Msg) []fleet.Sample {
+	samples, err := d.Decode(m.Data())
+	if err == nil && string(samples[0].Host) != strings.TrimPrefix(m.Subject(), subjectSamples) {
+		err = fmt.Errorf("it speaks for host %s", samples[0].Host)
 	}
 	if err != nil {
-		b.log.Warn("refused a sample", "subject", m.Subject(), "err", err)
-		return s, false
+		b.log.Warn("refused a message of samples", "subject", m.Subject(), "err", err)
+		return nil
 	}
-	return s, true
+	return samples
 }
 
 // History reads the samples of one host in [from, to) from the stream's
@@ -166,12 +162,13 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 		n := 0
 		for m := range batch.Messages() {
 			n++
-			sample, ok := b.decode(&d, m)
-			if ok && !sample.Time.Before(to) {
-				return nil
-			}
-			if ok && !sample.Time.Before(from) && !each(sample) {
-				return nil
+			for _, sample := range b.decode(&d, m) {
+				if !sample.Time.Before(to) {
+					return nil
+				}
+				if !sample.Time.Before(from) && !each(sample) {
+					return nil
+				}
 			}
 			if meta, err := m.Metadata(); err == nil && meta.Sequence.Stream >= last.Sequence {
 				return nil
@@ -183,61 +180,79 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 	}
 }
 
-// Ingest drains the sample stream in batches of at most size into write, and
-// acknowledges a batch only once write returned nil; otherwise it comes again.
-// It keeps its place across restarts.
-func (b *Bus) Ingest(ctx context.Context, size int, write func(context.Context, []fleet.Sample) error) error {
+const (
+	// ingestBytes is about how much of the stream is written to InfluxDB at once.
+	ingestBytes = 3 << 20
+	// ingestWorkers write at the same time, so that one reads and encodes while
+	// another waits.
+	ingestWorkers = 2
+	// ingestWait is when a batch comes again that was neither acknowledged nor is
+	// still being written, because the process died.
+	ingestWait = 30 * time.Second
+)
+
+// Ingest drains the sample stream into write, batch by batch, and acknowledges a batch
+// only once write returned nil; otherwise it comes again. It keeps its place across
+// restarts. write is called by several goroutines, and the order of batches is not kept.
+func (b *Bus) Ingest(ctx context.Context, write func(context.Context, []fleet.Sample) error) error {
 	c, err := b.JS.CreateOrUpdateConsumer(ctx, StreamSamples, jetstream.ConsumerConfig{
-		Durable: "influx", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Minute, MaxAckPending: 4 * size,
+		Durable: "influx", AckPolicy: jetstream.AckExplicitPolicy, AckWait: ingestWait, MaxAckPending: 100_000,
 	})
 	if err != nil {
 		return fmt.Errorf("make the ingest queue: %w", err)
 	}
 	var d Decoder
-	for ctx.Err() == nil {
-		batch, err := fetch(ctx, c, size, time.Second)
-		if err != nil {
-			if !pause(ctx, time.Second) {
-				break
+	var wg sync.WaitGroup
+	for range ingestWorkers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				batch, err := fetchBytes(ctx, c, ingestBytes, time.Second)
+				if err != nil {
+					pause(ctx, time.Second)
+					continue
+				}
+				b.ingest(ctx, &d, batch, write)
 			}
-			continue
-		}
-		var samples []fleet.Sample
-		var messages []jetstream.Msg
-		for m := range batch.Messages() {
-			if s, ok := b.decode(&d, m); ok {
-				samples, messages = append(samples, s), append(messages, m)
-				continue
-			}
-			if err := b.DeadLetter(ctx, strings.TrimPrefix(m.Subject(), subjectSamples), m.Data(), "the sample is damaged"); err != nil {
-				m.Nak()
-				continue
-			}
-			m.Ack()
-		}
-		if len(samples) == 0 {
-			continue
-		}
-		wait := 250 * time.Millisecond
-		for {
-			if err = write(ctx, samples); err == nil || ctx.Err() != nil {
-				break
-			}
-			for _, m := range messages {
-				m.InProgress()
-			}
-			if !pause(ctx, wait) {
-				break
-			}
-			wait = min(2*wait, 15*time.Second)
-		}
-		if err == nil {
-			for _, m := range messages {
-				m.Ack()
-			}
-		}
+		})
 	}
+	wg.Wait()
 	return ctx.Err()
+}
+
+// ingest writes one batch and acknowledges it.
+func (b *Bus) ingest(ctx context.Context, d *Decoder, batch jetstream.MessageBatch, write func(context.Context, []fleet.Sample) error) {
+	var samples []fleet.Sample
+	var messages []jetstream.Msg
+	for m := range batch.Messages() {
+		if s := b.decode(d, m); s != nil {
+			samples, messages = append(samples, s...), append(messages, m)
+			continue
+		}
+		if err := b.DeadLetter(ctx, strings.TrimPrefix(m.Subject(), subjectSamples), m.Data(), "the message of samples is damaged"); err != nil {
+			m.Nak()
+			continue
+		}
+		m.Ack()
+	}
+	if len(samples) == 0 {
+		return
+	}
+	wait := 250 * time.Millisecond
+	for write(ctx, samples) != nil {
+		for _, m := range messages {
+			m.InProgress()
+		}
+		if !pause(ctx, wait) {
+			for _, m := range messages {
+				m.Nak()
+			}
+			return
+		}
+		wait = min(2*wait, ingestWait/2)
+	}
+	for _, m := range messages {
+		m.Ack()
+	}
 }
 
 // DeadLetter keeps a message that cannot be stored for good, with the reason.

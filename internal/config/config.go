@@ -87,9 +87,12 @@ type Agent struct {
 	Bus string `yaml:"bus"`
 	TLS TLS    `yaml:"tls"`
 	// Credentials is the file that `tardigrade agent enroll` wrote.
-	Credentials string   `yaml:"credentials"`
-	Data        string   `yaml:"data"`
-	Interval    Duration `yaml:"interval"`
+	Credentials string `yaml:"credentials"`
+	Data        string `yaml:"data"`
+	// SpoolMiB bounds the samples that are kept on disk while the bus is away; the
+	// oldest are dropped when it is full.
+	SpoolMiB int64    `yaml:"spool_mib"`
+	Interval Duration `yaml:"interval"`
 	// Act allows the agent to change this host. Without it every action is refused.
 	Act    bool   `yaml:"act"`
 	Units  []Unit `yaml:"units"`
@@ -188,7 +191,7 @@ func Default() Config {
 		API:  API{Listen: "127.0.0.1:8080"},
 		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
-			Interval: Duration(time.Second), Data: "/var/lib/tardigrade",
+			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
 		},
 		Model: Model{Learn: Duration(5 * time.Minute), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: Policy{
@@ -264,6 +267,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Agent.Interval.D(); d < 100*time.Millisecond || d > 10*time.Minute {
 		bad("agent.interval: %v is out of range: 100ms to 10m", d)
+	}
+	if m := c.Agent.SpoolMiB; m < 1 || m > 1<<20 {
+		bad("agent.spool_mib: %d is out of range: 1 to %d", m, 1<<20)
 	}
 	for i, u := range c.Agent.Units {
 		if !strings.Contains(u.Name, ".") || strings.ContainsAny(u.Name, "/ \t\n{}") {

@@ -24,15 +24,12 @@ type ingest struct {
 	failing error
 }
 
-// ingestBatch is how many samples are written at once.
-const ingestBatch = 500
-
 func (i *ingest) run(ctx context.Context) error {
 	defer i.client.Close()
 	// Ask at once, so that a wrong token is said at the start and not first when
 	// samples come.
 	i.note(i.client.Check(ctx))
-	return i.bus.Ingest(ctx, ingestBatch, i.write)
+	return i.bus.Ingest(ctx, i.write)
 }
 
 func (i *ingest) write(ctx context.Context, samples []fleet.Sample) error {

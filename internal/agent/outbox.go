@@ -1,0 +1,200 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/spool"
+)
+
+const (
+	// memorySamples bounds the samples that wait in memory; the oldest are dropped.
+	memorySamples = 900
+	// sendRecords and sendBytes bound what is read from the disk at once.
+	sendRecords = 2000
+	sendBytes   = 1 << 20
+	// sendTimeout is how long the bus may take to answer.
+	sendTimeout = 3 * time.Second
+	// retryAfter is the pause after the bus did not answer.
+	retryAfter = 500 * time.Millisecond
+)
+
+// outbox is the samples on their way to the bus. While the bus answers, a sample goes
+// straight from memory to it, so that a disk that hangs delays nothing. When it does
+// not, what is in memory goes to the spool on disk, from where it is sent first once
+// the bus is back. Where the spool cannot take it, it stays in memory as long as there
+// is room.
+type outbox struct {
+	host  fleet.HostID
+	spool *spool.Spool // nil: memory only. Used by send alone.
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	samples []*fleet.Sample
+	lost    int
+	some    chan struct{}
+
+	decoder bus.Decoder
+	unkept  bool // the spool failed, and that was said
+}
+
+// put adds the newest sample. It never waits.
+func (b *outbox) put(s *fleet.Sample) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.samples) >= memorySamples {
+		b.samples = append(b.samples[:0], b.samples[1:]...)
+		b.lost++
+	}
+	b.samples = append(b.samples, s)
+	select {
+	case b.some <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the memory.
+func (b *outbox) take() []*fleet.Sample {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := b.samples
+	b.samples = nil
+	if b.lost > 0 {
+		b.log.Warn("the oldest samples were dropped: neither the bus nor the disk took them", "host", b.host, "dropped", b.lost)
+		b.lost = 0
+	}
+	return out
+}
+
+// giveBack puts samples back before those that came meanwhile.
+func (b *outbox) giveBack(samples []*fleet.Sample) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.samples = append(samples, b.samples...)
+	if over := len(b.samples) - memorySamples; over > 0 {
+		b.samples, b.lost = b.samples[over:], b.lost+over
+	}
+}
+
+// send hands the samples to publish, in order, until ctx ends; what is left then is on
+// disk. publish returns how many of the first it stored.
+func (b *outbox) send(ctx context.Context, publish func(context.Context, []*fleet.Sample) (int, error)) {
+	defer func() { b.keep(b.take()) }()
+	for {
+		for b.waiting() {
+			if !b.sendKept(ctx, publish) && !b.pause(ctx) {
+				return
+			}
+		}
+		samples := b.take()
+		if len(samples) == 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-b.some:
+			}
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, sendTimeout)
+		stored, err := publish(limited, samples)
+		cancel()
+		if err != nil {
+			b.keep(samples[stored:])
+			if !b.pause(ctx) {
+				return
+			}
+		}
+	}
+}
+
+func (b *outbox) waiting() bool { return b.spool != nil && b.spool.Len() > 0 }
+
+// pause waits a little, while what is sampled meanwhile goes to disk.
+func (b *outbox) pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(retryAfter):
+	}
+	b.keep(b.take())
+	return true
+}
+
+// keep puts samples on disk, or back into memory.
+func (b *outbox) keep(samples []*fleet.Sample) {
+	if len(samples) == 0 {
+		return
+	}
+	if b.spool == nil {
+		b.giveBack(samples)
+		return
+	}
+	records := make([][]byte, len(samples))
+	for i, s := range samples {
+		records[i] = bus.EncodeSample(nil, s)
+	}
+	dropped, err := b.spool.Append(records...)
+	if dropped > 0 {
+		b.log.Warn("the spool is full: the oldest samples were dropped", "host", b.host, "dropped", dropped)
+	}
+	if err != nil {
+		if !b.unkept {
+			b.log.Error("samples cannot be kept on disk; they wait in memory", "host", b.host, "err", err)
+		}
+		b.unkept = true
+		b.giveBack(samples)
+		return
+	}
+	if b.unkept {
+		b.log.Info("samples are kept on disk again", "host", b.host)
+	}
+	b.unkept = false
+}
+
+// sendKept sends the oldest samples on disk.
+func (b *outbox) sendKept(ctx context.Context, publish func(context.Context, []*fleet.Sample) (int, error)) bool {
+	records, err := b.spool.Peek(sendRecords, sendBytes)
+	if err != nil {
+		b.log.Error("the samples on disk cannot be read", "host", b.host, "err", err)
+		return false
+	}
+	var samples []*fleet.Sample
+	ends := make([]int, 0, len(records)) // of each record, in samples
+	for _, r := range records {
+		decoded, err := b.decoder.Decode(r)
+		if err != nil || decoded[0].Host != b.host {
+			b.log.Error("a sample on disk is left out", "host", b.host, "of", hostOf(decoded), "err", err)
+		} else {
+			for i := range decoded {
+				samples = append(samples, &decoded[i])
+			}
+		}
+		ends = append(ends, len(samples))
+	}
+	limited, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	stored := 0
+	if len(samples) > 0 {
+		stored, err = publish(limited, samples)
+	}
+	done := 0
+	for done < len(ends) && ends[done] <= stored {
+		done++
+	}
+	if failed := b.spool.Release(done); failed != nil {
+		b.log.Error("the samples on disk cannot be released; they come again", "host", b.host, "err", failed)
+		return false
+	}
+	return err == nil
+}
+
+func hostOf(samples []fleet.Sample) fleet.HostID {
+	if len(samples) == 0 {
+		return ""
+	}
+	return samples[0].Host
+}
