@@ -68,7 +68,12 @@ func parserOf(file string) func(*line) {
 	case strings.HasPrefix(file, "libvirt/"):
 		return parseLibvirt
 	case strings.HasPrefix(file, "units/") && strings.HasSuffix(file, "/properties"):
-		return func(l *line) { l.origin, l.program, l.text = fromManager, unitOf(file), string(l.raw) }
+		return func(l *line) {
+			l.origin, l.program, l.text = fromManager, unitOf(file), ""
+			if s := string(l.raw); strings.HasPrefix(s, "Result=") { // the others are as a person wrote them
+				l.text = s
+			}
+		}
 	case file == "processes.txt", file == "filesystems.txt", file == "inodes.txt":
 		return func(l *line) { l.origin, l.text = fromUs, string(l.raw) }
 	}

@@ -87,7 +87,10 @@ const (
 	clearedFactor = 0.2
 	chronicFactor = 0.55 // it was as frequent before
 	undatedFactor = 0.95
-	strangeFactor = 0.7 // it concerns a program that is none of the failing services
+	// It concerns a program that is none of the failing services: that is no reason why they
+	// fail, unless they share what it ran out of and nothing else explains it.
+	strangeFactor = 0.33
+	sharedFactor  = 0.7
 )
 
 // match is a line that a rule matches.
@@ -107,6 +110,7 @@ type signs struct {
 	// kernel's messages are in the journal and in its own log, and count once.
 	count, earlier map[string]int
 	culprits       map[string]int
+	own            map[string]bool // the culprits that are, or are of, services that fail
 	related        bool
 	cleared        map[string]bool
 	first, last    time.Time
@@ -144,7 +148,7 @@ func newAnalysis(from, to time.Time, states []unitState) *analysis {
 		}
 	}
 	for i := range rules {
-		a.signs = append(a.signs, &signs{rule: &rules[i], count: make(map[string]int), earlier: make(map[string]int), culprits: make(map[string]int), cleared: make(map[string]bool)})
+		a.signs = append(a.signs, &signs{rule: &rules[i], count: make(map[string]int), earlier: make(map[string]int), culprits: make(map[string]int), own: make(map[string]bool), cleared: make(map[string]bool)})
 	}
 	return a
 }
@@ -283,6 +287,7 @@ func (s *signs) add(m match, place string) {
 	if m.culprit != "" {
 		if s.culprits[m.culprit] > 0 || len(s.culprits) < 1000 {
 			s.culprits[m.culprit]++
+			s.own[m.culprit] = s.own[m.culprit] || m.related
 		}
 		delete(s.cleared, m.culprit)
 	}
@@ -335,8 +340,9 @@ func capture(re *regexp.Regexp, text string) (string, bool) {
 	return "", true
 }
 
-// suspect is what a rule's signs come to; false if there are none.
-func (s *signs) suspect(window, baseline time.Duration) (Suspect, bool) {
+// suspect is what a rule's signs come to; false if there are none. explained tells
+// whether something else says why the services fail.
+func (s *signs) suspect(window, baseline time.Duration, explained bool) (Suspect, bool) {
 	if len(s.matches) == 0 {
 		return Suspect{}, false
 	}
@@ -353,8 +359,13 @@ func (s *signs) suspect(window, baseline time.Duration) (Suspect, bool) {
 	case s.first.IsZero():
 		score *= undatedFactor
 	}
-	if out.Count > 0 && r.process && !s.related {
-		score *= strangeFactor
+	if out.Count > 0 && !s.related {
+		switch {
+		case r.reach == itself, r.reach == perhapsAll && explained:
+			score *= strangeFactor
+		case r.reach == perhapsAll:
+			score *= sharedFactor
+		}
 	}
 	if len(s.culprits) > 0 && len(s.cleared) == len(s.culprits) {
 		out.Cleared = true
@@ -369,7 +380,7 @@ func (s *signs) suspect(window, baseline time.Duration) (Suspect, bool) {
 		out.Culprits = append(out.Culprits, c)
 	}
 	slices.SortFunc(out.Culprits, func(x, y string) int {
-		return cmp.Or(s.culprits[y]-s.culprits[x], strings.Compare(x, y))
+		return cmp.Or(truth(s.own[y])-truth(s.own[x]), s.culprits[y]-s.culprits[x], strings.Compare(x, y))
 	})
 	out.Culprits = out.Culprits[:min(len(out.Culprits), maxCulprits)]
 	out.Evidence = choose(s.matches)
@@ -392,7 +403,7 @@ func total(places map[string]int) int {
 func choose(matches []match) []Evidence {
 	best := slices.Clone(matches)
 	slices.SortStableFunc(best, func(x, y match) int {
-		return cmp.Or(truth(y.fresh)-truth(x.fresh), truth(y.related)-truth(x.related), x.Time.Compare(y.Time))
+		return cmp.Or(truth(y.fresh)-truth(x.fresh), truth(y.related)-truth(x.related), truth(x.Time.IsZero())-truth(y.Time.IsZero()), x.Time.Compare(y.Time))
 	})
 	var out []Evidence
 	texts := make(map[string]bool)
@@ -424,8 +435,9 @@ func truth(b bool) int {
 // suspects ranks all that was found.
 func (a *analysis) suspects(unusual []Suspect) []Suspect {
 	out := []Suspect{}
+	explained := slices.ContainsFunc(a.signs, func(s *signs) bool { return s.related && !s.rule.symptom })
 	for _, s := range a.signs {
-		if x, ok := s.suspect(a.to.Sub(a.from), a.baseline); ok {
+		if x, ok := s.suspect(a.to.Sub(a.from), a.baseline, explained); ok {
 			out = append(out, x)
 		}
 	}

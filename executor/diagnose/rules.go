@@ -29,14 +29,29 @@ type rule struct {
 	// cleared matches a later line that says that the same thing is well again, with the
 	// same first group.
 	cleared *regexp.Regexp
-	// process is true for what concerns a single program: it weighs less if that is none
-	// of the services that fail.
-	process bool
+	// reach says whom the fault concerns.
+	reach reach
+	// symptom is true for what says that a service fails and not why.
+	symptom bool
 	// lasting is true for what leaves the host damaged.
 	lasting bool
 	// context is how many lines after the first one are shown with it.
 	context int
 }
+
+// reach says whom a fault concerns. What does not concern the services that fail weighs
+// less.
+type reach uint8
+
+const (
+	// everyone is on the host: all are concerned.
+	everyone reach = iota
+	// itself is the program that the line is of or about.
+	itself
+	// perhapsAll is the program of the line for sure, and others if they share what it
+	// ran out of.
+	perhapsAll
+)
 
 func by(o ...origin) (from [origins]bool) {
 	for _, x := range o {
@@ -87,8 +102,13 @@ var rules = []rule{
 	},
 	{
 		name: "oom-kill", title: "the kernel killed a process because memory ran out", class: fleet.SignatureMemoryLeak, weight: 0.9, from: kernel,
-		any: []string{"ut of memory: Kill"}, re: regexp.MustCompile(`(?:^|: )(?:Memory cgroup o|O)ut of memory: Kill(?:ed)? process \d+ \(([^)]*)\)`),
+		any: []string{"Out of memory"}, re: regexp.MustCompile(`^(?:.*: )?Out of memory(?: \([^)]*\))?: Kill(?:ed)? process \d+ \(([^)]*)\)`),
 		advice: "Find out whose memory grew (meminfo, the unit's MemoryCurrent), and limit or restart that.",
+	},
+	{
+		name: "oom-group", title: "the kernel killed a process because its group reached its limit of memory", class: fleet.SignatureMemoryLeak, weight: 0.89, from: kernel, reach: itself,
+		any: []string{"Memory cgroup out of memory: Kill"}, re: regexp.MustCompile(`^(?:.*: )?Memory cgroup out of memory: Kill(?:ed)? process \d+ \(([^)]*)\)`),
+		advice: "Compare the unit's or the VM's memory with its limit (MemoryMax), and find out why it grew.",
 	},
 	{
 		name: "read-only", title: "a file system became read-only", class: fleet.SignatureDisk, weight: 0.88, lasting: true, from: kernel,
@@ -97,7 +117,7 @@ var rules = []rule{
 		advice: "Look for the I/O error before it; check the disk and repair the file system.",
 	},
 	{
-		name: "oom-unit", title: "a service was killed because memory ran out", class: fleet.SignatureMemoryLeak, weight: 0.87, from: manager,
+		name: "oom-unit", title: "a service was killed because memory ran out", class: fleet.SignatureMemoryLeak, weight: 0.87, from: manager, reach: itself,
 		any: []string{"oom-kill", "killed by the OOM killer", "systemd-oomd"}, re: regexp.MustCompile(`^(\S+): (?:A process of this unit has been killed by the OOM killer|Failed with result 'oom-kill'|systemd-oomd killed)|^Result=oom-kill$`),
 		advice: "Compare the unit's memory with its limit (MemoryMax), and find out why it grew.",
 	},
@@ -107,25 +127,25 @@ var rules = []rule{
 		advice: "Free space or inodes on it, then restart the services that failed.",
 	},
 	{
-		name: "no-space", title: "no space is left on a file system", class: fleet.SignatureDisk, weight: 0.85, from: anyone, process: true,
+		name: "no-space", title: "no space is left on a file system", class: fleet.SignatureDisk, weight: 0.85, from: anyone, reach: perhapsAll,
 		any: []string{"o space left on device", "ENOSPC", "isk quota exceeded", "No space left"}, re: regexp.MustCompile(`(?:^|[^\w])(?:[Nn]o space left on device|ENOSPC\b|No space left\b|[Dd]isk quota exceeded)`),
 		not:    regexp.MustCompile(`(?i)inotify|\bwatch(?:es|er)?\b`),
 		advice: "See filesystems.txt and inodes.txt for what is full; free space, then restart the services that failed.",
 	},
 	{
-		name: "out-of-files", title: "a process ran out of file descriptors", class: fleet.SignatureServiceHang, weight: 0.83, from: anyone, process: true,
+		name: "out-of-files", title: "a process ran out of file descriptors", class: fleet.SignatureServiceHang, weight: 0.83, from: anyone, reach: itself,
 		any: []string{"oo many open files", "EMFILE", "ENFILE", "file-max limit"}, re: regexp.MustCompile(`[Tt]oo many open files|\bE[MN]FILE\b|^VFS: file-max limit \d+ reached`),
 		not:    regexp.MustCompile(`(?i)inotify|\bwatch(?:es|er)?\b`),
 		advice: "Compare the process's open files with LimitNOFILE; a number that only grows is a leak.",
 	},
 	{
-		name: "out-of-processes", title: "no further process can be started", class: fleet.SignatureServiceHang, weight: 0.82, from: anyone, process: true,
+		name: "out-of-processes", title: "no further process can be started", class: fleet.SignatureServiceHang, weight: 0.82, from: anyone, reach: itself,
 		any:    []string{"fork rejected by pids controller", "Resource temporarily unavailable", "nable to create new native thread"},
 		re:     regexp.MustCompile(`fork rejected by pids controller in (\S+)|(?i:fork|clone|spawn|pthread_create|create (?:new )?(?:native )?(?:thread|process))\b.*(?:Resource temporarily unavailable|unable to create)|unable to create new native thread`),
 		advice: "Compare the unit's tasks with TasksMax, and look for what starts so many.",
 	},
 	{
-		name: "oom-program", title: "a program ran out of memory", class: fleet.SignatureMemoryLeak, weight: 0.8, from: by(fromProgram, fromManager), process: true,
+		name: "oom-program", title: "a program ran out of memory", class: fleet.SignatureMemoryLeak, weight: 0.8, from: by(fromProgram, fromManager), reach: itself,
 		any:    []string{"OutOfMemoryError", "annot allocate memory", "std::bad_alloc", "ut of memory", "MemoryError", "ENOMEM", "memory allocation of "},
 		re:     regexp.MustCompile(`OutOfMemoryError|[Cc]annot allocate memory|std::bad_alloc|(?:^|: |\] |fatal error: )(?:\w+: )*[Oo]ut of memory(?:$|[!.:,(]| \()|\bMemoryError(?:$|:)|\bENOMEM\b|^memory allocation of \d+ bytes failed`),
 		advice: "Find out whose memory grew (meminfo, the unit's MemoryCurrent), and limit or restart that.",
@@ -147,7 +167,7 @@ var rules = []rule{
 		cleared: regexp.MustCompile(`^nfs: server (\S+) OK`), advice: "Check the storage server and the network to it; processes that use it are blocked.",
 	},
 	{
-		name: "crash", title: "a program crashed", class: fleet.SignatureServiceHang, weight: 0.78, from: by(fromProgram, fromKernel, fromManager), process: true,
+		name: "crash", title: "a program crashed", class: fleet.SignatureServiceHang, weight: 0.78, from: by(fromProgram, fromKernel, fromManager), reach: itself,
 		any: []string{"segfault at ", "traps: ", "status=", "dumped core", "core-dump", "egmentation fault", "SIGSEGV", "SIGABRT", "panic: ", "stack smashing", "Assertion ", "egmentation violation", "double free or corruption"},
 		re: regexp.MustCompile(`^(.+)\[\d+\]: segfault at [0-9a-f]+ ip |^traps: (.+)\[\d+\] (?:general protection|trap |divide error)|^(\S+): (?:Main|Control) process exited, code=(?:dumped|killed), status=(?:\d+/)?(?:SEGV|ABRT|BUS|ILL|FPE|TRAP|SYS)\b` +
 			`|^Process \d+ \((.+?)\) of user \d+ dumped core|^(\S+): Failed with result 'core-dump'|^Result=core-dump$|(?:^|[:\s])Segmentation fault(?:$| \(core dumped\)|[.:!])|segmentation violation|(?:signal|received|caught) (?:11|SIGSEGV|SIGABRT)\b|^panic: (?:runtime error|assignment to|close of)|stack smashing detected|Assertion .+ failed\.?$|double free or corruption`),
@@ -172,13 +192,13 @@ var rules = []rule{
 		advice: "See the guest's log under libvirt/qemu.",
 	},
 	{
-		name: "cannot-execute", title: "the service manager cannot set up or execute a service", class: fleet.SignatureServiceHang, weight: 0.74, from: by(fromManager, fromProgram), process: true,
+		name: "cannot-execute", title: "the service manager cannot set up or execute a service", class: fleet.SignatureServiceHang, weight: 0.74, from: by(fromManager, fromProgram), reach: itself,
 		any:    []string{"status=2", "Failed at step ", "Failed to locate executable", "Unable to locate executable"},
 		re:     regexp.MustCompile(`^(\S+): (?:Main|Control) process exited, code=exited, status=2[0-4][0-9]/[A-Z_]+|^(\S+): Failed at step [A-Z_]+ spawning|^(\S+): (?:Failed|Unable) to locate executable`),
 		advice: "The step that is named says what is missing: EXEC the program, CHDIR the directory, USER the account, NAMESPACE a mount.",
 	},
 	{
-		name: "watchdog", title: "a service did not answer its watchdog", class: fleet.SignatureServiceHang, weight: 0.72, from: manager, process: true,
+		name: "watchdog", title: "a service did not answer its watchdog", class: fleet.SignatureServiceHang, weight: 0.72, from: manager, reach: itself,
 		any: []string{"atchdog"}, re: regexp.MustCompile(`^(\S+): (?:Watchdog timeout \(limit|Failed with result 'watchdog')|^Result=watchdog$`),
 		advice: "The service hung: see what blocked it (processes.txt, its last lines).",
 	},
@@ -188,7 +208,7 @@ var rules = []rule{
 		advice: "See in the trace what it waits for: mostly a disk or network storage that does not answer.",
 	},
 	{
-		name: "address-in-use", title: "a service cannot have its address: another process has it", class: fleet.SignatureServiceHang, weight: 0.7, from: by(fromProgram, fromManager), process: true,
+		name: "address-in-use", title: "a service cannot have its address: another process has it", class: fleet.SignatureServiceHang, weight: 0.7, from: by(fromProgram, fromManager), reach: itself,
 		any: []string{"ddress already in use", "EADDRINUSE"}, advice: "See the sockets for who has the address: often the service's own earlier process.",
 	},
 	{
@@ -208,12 +228,12 @@ var rules = []rule{
 		cleared: regexp.MustCompile(`^([\w.@-]+): Gained carrier$`), advice: "Check the cable, the transceiver and the switch's port.",
 	},
 	{
-		name: "read-only-write", title: "a program cannot write: its file system is read-only", class: fleet.SignatureDisk, weight: 0.65, from: by(fromProgram, fromManager), process: true,
+		name: "read-only-write", title: "a program cannot write: its file system is read-only", class: fleet.SignatureDisk, weight: 0.65, from: by(fromProgram, fromManager), reach: perhapsAll,
 		any: []string{"Read-only file system", "EROFS"}, re: regexp.MustCompile(`(?:^|[:\s])Read-only file system|\bEROFS\b`),
 		advice: "Look in the kernel's log for why it became read-only; a unit's ProtectSystem has the same effect on purpose.",
 	},
 	{
-		name: "connections-refused", title: "a service cannot reach what it needs", class: fleet.SignatureNetwork, weight: 0.45, from: by(fromProgram), process: true,
+		name: "connections-refused", title: "a service cannot reach what it needs", class: fleet.SignatureNetwork, weight: 0.45, from: by(fromProgram), reach: itself,
 		any: []string{"onnection refused", "o route to host", "etwork is unreachable", "ame or service not known", "emporary failure in name resolution", "onnection timed out"}, advice: "Find out whether the other side runs and can be reached from this host.",
 	},
 	{
@@ -222,7 +242,7 @@ var rules = []rule{
 		advice: "See in the stack what they wait for: mostly a disk or network storage that does not answer.",
 	},
 	{
-		name: "timeout", title: "a service took too long to start or stop", class: fleet.SignatureServiceHang, weight: 0.5, from: manager, process: true,
+		name: "timeout", title: "a service took too long to start or stop", class: fleet.SignatureServiceHang, weight: 0.5, from: manager, reach: itself, symptom: true,
 		any: []string{"timed out", "'timeout'", "Result=timeout"}, re: regexp.MustCompile(`^(\S+): (?:(?:start|stop|reload|start-pre|start-post|State)\S*(?: '\S+')? (?:operation )?timed out|Failed with result 'timeout')|^Result=timeout$`),
 		advice: "See its last lines for what it waits for.",
 	},
@@ -233,7 +253,7 @@ var rules = []rule{
 		advice: "A module that needs correction often fails later: plan its replacement.",
 	},
 	{
-		name: "start-limit", title: "a service failed so often that it is not started any more", class: fleet.SignatureServiceHang, weight: 0.4, from: manager, process: true,
+		name: "start-limit", title: "a service failed so often that it is not started any more", class: fleet.SignatureServiceHang, weight: 0.4, from: manager, reach: itself, symptom: true,
 		any: []string{"repeated too quickly", "start-limit-hit"}, re: regexp.MustCompile(`^(\S+): (?:Start request repeated too quickly|Failed with result 'start-limit-hit')|^Result=start-limit-hit$`),
 		advice: "Its earlier lines say why it fails; systemctl reset-failed allows further starts.",
 	},
@@ -242,13 +262,13 @@ var rules = []rule{
 		any: []string{"WARNING: CPU"}, re: regexp.MustCompile(`^WARNING: CPU: \d+ PID: \d+ at (\S+)`), advice: "Compare the trace with known bugs of this kernel.",
 	},
 	{
-		name: "dependency", title: "a service was not started since one that it needs failed", class: fleet.SignatureServiceHang, weight: 0.32, from: manager, process: true,
-		any: []string{"Dependency failed for", "with result 'dependency'"}, re: regexp.MustCompile(`^Dependency failed for (\S+)|^(\S+): Job \S+ failed with result 'dependency'`),
+		name: "dependency", title: "a service was not started since one that it needs failed", class: fleet.SignatureServiceHang, weight: 0.32, from: manager, reach: itself, symptom: true,
+		any: []string{"Dependency failed for", "with result 'dependency'"}, re: regexp.MustCompile(`^Dependency failed for (\S+?)\.?(?: |$)|^(\S+): Job \S+ failed with result 'dependency'`),
 		advice: "Look at the service that it needs.",
 	},
 	{
-		name: "unit-failed", title: "a service failed", class: fleet.SignatureServiceHang, weight: 0.3, from: manager, process: true,
-		any: []string{"Failed with result '", "process exited, code=exited", "Failed to start ", "Result="}, re: regexp.MustCompile(`^(\S+): (?:Failed with result '(?:exit-code|signal|protocol|resources)'|(?:Main|Control) process exited, code=exited, status=[1-9])|^Failed to start (\S+)|^Result=(?:exit-code|signal|protocol|resources)$`),
+		name: "unit-failed", title: "a service failed", class: fleet.SignatureServiceHang, weight: 0.3, from: manager, reach: itself, symptom: true,
+		any: []string{"Failed with result '", "process exited, code=exited", "Failed to start ", "Result="}, re: regexp.MustCompile(`^(\S+): (?:Failed with result '(?:exit-code|signal|protocol|resources)'|(?:Main|Control) process exited, code=exited, status=[1-9])|^Failed to start (\S+?)\.?(?: |$)|^Result=(?:exit-code|signal|protocol|resources)$`),
 		advice: "Its last lines say why.",
 	},
 }

@@ -55,8 +55,12 @@ func TestEachRuleKnowsItsSignFromWhatLooksAlike(t *testing.T) {
 			no:  []string{k + "EXT4-fs (sda1): mounted filesystem with ordered data mode. Opts: errors=remount-ro", k + "XFS (dm-2): Mounting V5 Filesystem", k + "XFS (dm-2): Ending clean mount", k + "BTRFS info (device sdc): disk space caching is enabled", p("app") + "EXT4-fs error (device sda1): said a program"},
 		},
 		"oom-kill": {
-			yes: []string{k + "Out of memory: Killed process 4711 (qemu-system-x86) total-vm:9999kB, anon-rss:1kB", k + "Memory cgroup out of memory: Killed process 12 (java) total-vm:1kB", k + "Out of memory: Kill process 4711 (mysqld) score 900 or sacrifice child"},
-			no:  []string{p("app") + "Out of memory: Killed process 4711 (fake)", k + "oom_score_adj of 12 is 0", s + "systemd-oomd.service: Succeeded.", k + "oom_reaper: reaped process 12 (java), now anon-rss:0kB"},
+			yes: []string{k + "Out of memory: Killed process 4711 (qemu-system-x86) total-vm:9999kB, anon-rss:1kB", k + "qemu: Out of memory: Killed process 12 (java)", k + "Out of memory (oom_kill_allocating_task): Killed process 12 (java)", k + "Out of memory: Kill process 4711 (mysqld) score 900 or sacrifice child"},
+			no:  []string{p("app") + "Out of memory: Killed process 4711 (fake)", k + "oom_score_adj of 12 is 0", s + "systemd-oomd.service: Succeeded.", k + "oom_reaper: reaped process 12 (java), now anon-rss:0kB", k + "Memory cgroup out of memory: Killed process 12 (java)"},
+		},
+		"oom-group": {
+			yes: []string{k + "Memory cgroup out of memory: Killed process 12 (java) total-vm:1kB", k + "Memory cgroup out of memory: Kill process 12 (java) score 1"},
+			no:  []string{k + "Out of memory: Killed process 12 (java)", p("app") + "Memory cgroup out of memory: Killed process 12 (java)", k + "java invoked oom-killer: gfp_mask=0xcc0, order=0"},
 		},
 		"oom-unit": {
 			yes: []string{s + "nova.service: A process of this unit has been killed by the OOM killer.", s + "nova.service: Failed with result 'oom-kill'."},
@@ -229,7 +233,7 @@ func TestTheKernelsMessagesAreKnownInEachFile(t *testing.T) {
 		"journal.log":                   stamp + "kernel[12]: Kernel panic - not syncing: x", // a program that calls itself so
 		"kernel.log":                    stamp + "systemd[1]: Kernel panic - not syncing: x",
 		"libvirt/qemu/vm1.log":          "Kernel panic - not syncing: x", // the guest's
-		"units/nova.service/properties": "Description=Kernel panic - not syncing: x",
+		"units/nova.service/properties": "Description=Kernel panic - not syncing: x\nExecStart={ argv[]=/bin/echo No space left on device }",
 		"coredumps.txt":                 "Kernel panic - not syncing: x",
 	} {
 		if got := rulesFor(file, text+"\n"); len(got) != 0 {
@@ -273,7 +277,7 @@ func TestTheCauseComesBeforeWhatFollowsFromIt(t *testing.T) {
 			at(-3*time.Minute) + "nova[7]: open /var/lib/nova: Read-only file system",
 			at(-2*time.Minute) + "kernel: INFO: task jbd2/sda1-8:245 blocked for more than 120 seconds.", failed, limit,
 		}},
-		"memory": {rule: "oom-kill", class: fleet.SignatureMemoryLeak, lines: []string{
+		"memory": {rule: "oom-group", class: fleet.SignatureMemoryLeak, lines: []string{
 			at(-5*time.Minute) + "kernel: Memory cgroup out of memory: Killed process 7 (nova) total-vm:1kB",
 			at(-5*time.Minute) + "systemd[1]: nova.service: A process of this unit has been killed by the OOM killer.",
 			at(-5*time.Minute) + "systemd[1]: nova.service: Main process exited, code=killed, status=9/KILL", failed, limit,
@@ -297,6 +301,12 @@ func TestTheCauseComesBeforeWhatFollowsFromIt(t *testing.T) {
 		"damage lasts": {rule: "kernel-oops", class: fleet.SignatureKernelFault, lines: []string{
 			at(-3*time.Hour) + "kernel: BUG: kernel NULL pointer dereference, address: 0000000000000010", failed,
 		}},
+		"a full disk that another program notices": {rule: "no-space", class: fleet.SignatureDisk, lines: []string{
+			at(-5*time.Minute) + "backup[9]: write: No space left on device", failed, limit,
+		}},
+		"a VM that reached its own limit": {rule: "start-limit", class: fleet.SignatureServiceHang, lines: []string{
+			at(-5*time.Minute) + "kernel: Memory cgroup out of memory: Killed process 9 (qemu-system-x86) total-vm:1kB", failed, limit,
+		}},
 		"another program's trouble": {rule: "address-in-use", class: fleet.SignatureServiceHang, lines: []string{
 			at(-5*time.Minute) + "backup[9]: write: No space left on device", at(-2*time.Minute) + "systemd[1]: backup.service: Main process exited, code=dumped, status=11/SEGV", failed,
 		}},
@@ -305,6 +315,9 @@ func TestTheCauseComesBeforeWhatFollowsFromIt(t *testing.T) {
 			unit := evidenceFile{name: "units/nova.service/journal.log", data: []byte(failed + "\n")}
 			if c.rule == "address-in-use" {
 				unit.data = []byte(at(-time.Minute) + "nova[7]: listen tcp :80: bind: address already in use\n" + failed + "\n")
+			}
+			if c.rule == "oom-group" {
+				unit.data = []byte(at(-10*time.Minute) + "nova[7]: ready\n" + failed + "\n")
 			}
 			if c.rule == "crash" {
 				unit.data = []byte(strings.Join(c.lines, "\n"))
