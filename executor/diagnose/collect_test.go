@@ -372,3 +372,27 @@ func TestTheKernelsLogComesFromElsewhereWhereItCannotBeRead(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+func TestTheServiceThatAFailingOneNeedsIsLookedAt(t *testing.T) {
+	cfg, _ := config(t)
+	bind := at(-2*time.Minute) + "ovs[9]: bind: Address already in use\n"
+	failed := at(-2*time.Minute) + "systemd[1]: ovs.service: Failed with result 'exit-code'.\n"
+	depends := at(-time.Minute) + "systemd[1]: Dependency failed for nova.service - Nova.\n"
+	cfg.Run = programs{
+		"systemctl show --no-pager -- nova.service": "LoadState=loaded\nActiveState=inactive\nSubState=dead\nResult=success\nRequires=sysinit.target ovs.service\n",
+		"systemctl show --no-pager -- ovs.service":  failedUnit("exit-code"),
+		"systemctl list-units":                      "ovs.service   loaded failed failed Open vSwitch\nother.service loaded failed failed Other\n--evil loaded failed failed x\n",
+		"journalctl --unit=nova.service":            depends,
+		"journalctl --unit=ovs.service":             bind + failed,
+		"journalctl --since":                        at(-3*time.Minute) + "systemd[1]: other.service: Main process exited, code=dumped, status=11/SEGV\n" + bind + failed + depends,
+	}.run
+	m, files, summary := collect(t, cfg, command("nova.service"))
+	if !slices.Equal(m.Units, []string{"nova.service", "ovs.service"}) || files["units/ovs.service/journal.log"] == "" || files["units/other.service/properties"] != "" {
+		t.Errorf("%v", m.Units)
+	}
+	for _, want := range []string{"nova.service is inactive/dead; ovs.service is failed", "Most likely cause: a service cannot have its address"} {
+		if !strings.Contains(summary, want) {
+			t.Errorf("%q is not in the summary: %s", want, summary)
+		}
+	}
+}

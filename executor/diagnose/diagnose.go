@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -160,9 +161,6 @@ func (c *Collector) Collect(ctx context.Context, cmd fleet.Command) (archive []b
 	units, odd := unitNames(cmd.Units, c.cfg.Units)
 	healthy := c.health(limited)
 	found := c.collect(limited, c.sources(units, now))
-	if err := ctx.Err(); err != nil {
-		return nil, "", err
-	}
 	m := Manifest{
 		Version: manifestVersion, Host: c.cfg.Host, Execution: cmd.Execution, Command: cmd.ID, Attempt: cmd.Attempt,
 		Reason: string(redactOnly([]byte(clip(cmd.Reason, 1000)))), Units: units, Time: now.UTC(),
@@ -175,6 +173,21 @@ func (c *Collector) Collect(ctx context.Context, cmd fleet.Command) (archive []b
 	for i := range states {
 		ok, asked := known[states[i].name]
 		states[i].unhealthy = asked && !ok
+	}
+	for _, f := range found {
+		if f.name != "failed-units.txt" {
+			continue
+		}
+		// A service that fails since another does says nothing about the reason.
+		if more := needed(states, f.data); len(more) > 0 {
+			part := c.share(2, len(more))
+			found = slices.Concat(c.collect(limited, c.unitSources(more, part, part, now.Add(-c.cfg.Window))), found)
+			states = append(states, unitStates(more, found)...)
+			m.Units = append(m.Units, more...)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, "", err
 	}
 	var files []content
 	var search []evidenceFile

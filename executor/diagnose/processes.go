@@ -94,9 +94,12 @@ func (c *Collector) processes(max int) source {
 		text := head.Bytes()
 		if len(text) > max {
 			// The head is what counts here, not the end.
-			text = append(text[:max:max], '\n')
+			text = text[:max]
 		}
 		b.add(file, text, 0)
+		if len(text) < head.Len() {
+			b.note(file, fmt.Errorf("the list is cut after %d bytes", max))
+		}
 		return ctx.Err()
 	}}
 }

@@ -217,7 +217,11 @@ func (a *analysis) search(f evidenceFile, each func(l *line, fresh, matched bool
 				s.pending--
 			}
 		}
-		if journal {
+		if f.name == baselineFile {
+			if fresh {
+				return // the moment at which the two journals meet may be in both
+			}
+		} else if journal {
 			h := maphash.Bytes(a.seed, l.raw)
 			if a.seen[h] && !l.time.IsZero() {
 				return

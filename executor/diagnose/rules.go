@@ -44,8 +44,8 @@ type rule struct {
 type reach uint8
 
 const (
-	// everyone is on the host: all are concerned.
-	everyone reach = iota
+	// The zero value is everyone on the host.
+	_ reach = iota
 	// itself is the program that the line is of or about.
 	itself
 	// perhapsAll is the program of the line for sure, and others if they share what it

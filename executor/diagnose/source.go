@@ -107,27 +107,16 @@ func tail(data []byte, max int) (end []byte, cut bool) {
 const baselineFile = "journal-before.log"
 
 // sources lists where everything comes from, the most telling first. Their limits
-// together are at most MaxBytes.
+// together are at most MaxBytes, of which four parts of a hundred are for the units that
+// others need (see [needed]).
 func (c *Collector) sources(units []string, now time.Time) []source {
-	share := func(percent, among int) int {
-		return min(c.cfg.MaxSourceBytes, c.cfg.MaxBytes/100*percent/max(1, among))
-	}
+	share := c.share
 	since := now.Add(-c.cfg.Window)
-	at := func(t time.Time) string { return "@" + strconv.FormatInt(t.Unix(), 10) }
-	journal := func(file string, max, lines int, more ...string) source {
-		return c.command(file, max, "journalctl", append(more, "--lines="+strconv.Itoa(lines), "--output=short-iso-precise", "--no-pager", "--quiet")...)
-	}
-	var all []source
-	for _, u := range units {
-		all = append(all,
-			c.command("units/"+u+"/properties", share(5, len(units)), "systemctl", "show", "--no-pager", "--", u),
-			journal("units/"+u+"/journal.log", share(25, len(units)), max(1, c.cfg.MaxLines/10), "--unit="+u, "--since="+at(since)),
-		)
-	}
-	before := journal(baselineFile, c.cfg.MaxSourceBytes, c.cfg.MaxLines, "--since="+at(since.Add(-c.cfg.Baseline)), "--until="+at(since))
+	all := c.unitSources(units, share(4, len(units)), share(22, len(units)), since)
+	before := c.journal(baselineFile, c.cfg.MaxSourceBytes, c.cfg.MaxLines, "--since="+moment(since.Add(-c.cfg.Baseline)), "--until="+moment(since))
 	before.hidden = true
 	return append(all,
-		journal("journal.log", share(20, 1), c.cfg.MaxLines, "--since="+at(since)),
+		c.journal("journal.log", share(20, 1), c.cfg.MaxLines, "--since="+moment(since)),
 		before,
 		c.kernelLog(share(10, 1), now),
 		c.directory("pstore", "/sys/fs/pstore", "*", share(8, 1), 64),
@@ -146,6 +135,31 @@ func (c *Collector) sources(units []string, now time.Time) []source {
 		c.directory("libvirt/qemu", "/var/log/libvirt/qemu", "*.log", share(8, 1), 64),
 	)
 }
+
+// share is a part of MaxBytes, divided among some sources.
+func (c *Collector) share(percent, among int) int {
+	return min(c.cfg.MaxSourceBytes, c.cfg.MaxBytes/100*percent/max(1, among))
+}
+
+// unitSources are the properties and the journal of each unit, with the most bytes of each.
+func (c *Collector) unitSources(units []string, properties, lines int, since time.Time) []source {
+	var all []source
+	for _, u := range units {
+		all = append(all,
+			c.command("units/"+u+"/properties", properties, "systemctl", "show", "--no-pager", "--", u),
+			c.journal("units/"+u+"/journal.log", lines, max(1, c.cfg.MaxLines/10), "--unit="+u, "--since="+moment(since)),
+		)
+	}
+	return all
+}
+
+// journal is a source of lines of the journal.
+func (c *Collector) journal(file string, max, lines int, which ...string) source {
+	return c.command(file, max, "journalctl", append(which, "--lines="+strconv.Itoa(lines), "--output=short-iso-precise", "--no-pager", "--quiet")...)
+}
+
+// moment is a time as journalctl(1) takes it.
+func moment(t time.Time) string { return "@" + strconv.FormatInt(t.Unix(), 10) }
 
 // command is a source that is what a program writes.
 func (c *Collector) command(file string, max int, name string, args ...string) source {

@@ -48,6 +48,7 @@ type unitState struct {
 	name                              string
 	load, active, sub, result, status string
 	restarts                          int
+	needs                             []string
 	known, unhealthy                  bool
 }
 
@@ -99,6 +100,11 @@ func unitStates(units []string, files []found) []unitState {
 			s := &states[i]
 			for line := range strings.Lines(string(f.data)) {
 				key, value, _ := strings.Cut(strings.TrimRight(line, "\n"), "=")
+				switch key {
+				case "Requires", "Requisite", "BindsTo":
+					s.needs = append(s.needs, strings.Fields(value)...)
+					continue
+				}
 				value = clip(value, 100)
 				switch key {
 				case "LoadState":
@@ -118,4 +124,24 @@ func unitStates(units []string, files []found) []unitState {
 		}
 	}
 	return states
+}
+
+// maxNeeded bounds how many further units are looked at.
+const maxNeeded = 8
+
+// needed returns the units that failed and that one that fails cannot do without, except
+// those that are known already. list is what systemctl list-units writes of failed units.
+func needed(states []unitState, list []byte) []string {
+	var out []string
+	for line := range strings.Lines(string(list)) {
+		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if len(out) == maxNeeded || !validUnit(name) || slices.Contains(out, name) ||
+			slices.ContainsFunc(states, func(s unitState) bool { return s.name == name }) {
+			continue
+		}
+		if slices.ContainsFunc(states, func(s unitState) bool { return s.bad() && slices.Contains(s.needs, name) }) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
