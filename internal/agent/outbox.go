@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
@@ -40,7 +41,50 @@ type outbox struct {
 
 	decoder bus.Decoder
 	unkept  bool // the spool failed, and that was said
+
+	// accepted counts the samples that the bus or the disk took over from memory.
+	accepted atomic.Int64
+	// kept is how many records are on disk.
+	kept atomic.Int64
 }
+
+// Feed sends samples from next, until it returns nil, on the same way as those of a
+// host, and returns once the bus has all of them, or ctx ends. No more than some
+// hundreds are in memory at a time. progress, if not nil, is told now and then how many
+// of the first are safe, on the bus or on disk.
+func Feed(ctx context.Context, id fleet.HostID, b *bus.Agent, kept *spool.Spool, log *slog.Logger, next func() *fleet.Sample, progress func(accepted int64)) error {
+	out := &outbox{host: id, spool: kept, log: log, some: make(chan struct{}, 1)}
+	ctx, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { out.send(ctx, b.PublishSamples) })
+	defer wg.Wait()
+	defer stop()
+	var given, told int64
+	for s := next(); s != nil || out.accepted.Load() < given || !out.idle(); {
+		accepted := out.accepted.Load()
+		if progress != nil && accepted > told {
+			progress(accepted)
+			told = accepted
+		}
+		for s != nil && given-accepted < memorySamples*3/4 {
+			out.put(s)
+			given++
+			s = next()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if progress != nil {
+		progress(given)
+	}
+	return nil
+}
+
+// idle tells whether nothing waits on disk.
+func (b *outbox) idle() bool { return b.kept.Load() == 0 }
 
 // put adds the newest sample. It never waits.
 func (b *outbox) put(s *fleet.Sample) {
@@ -84,6 +128,9 @@ func (b *outbox) giveBack(samples []*fleet.Sample) {
 // disk. publish returns how many of the first it stored.
 func (b *outbox) send(ctx context.Context, publish func(context.Context, []*fleet.Sample) (int, error)) {
 	defer func() { b.keep(b.take()) }()
+	if b.spool != nil {
+		b.kept.Store(int64(b.spool.Len()))
+	}
 	for {
 		for b.waiting() {
 			if !b.sendKept(ctx, publish) && !b.pause(ctx) {
@@ -102,6 +149,7 @@ func (b *outbox) send(ctx context.Context, publish func(context.Context, []*flee
 		limited, cancel := context.WithTimeout(ctx, sendTimeout)
 		stored, err := publish(limited, samples)
 		cancel()
+		b.accepted.Add(int64(stored))
 		if err != nil {
 			b.keep(samples[stored:])
 			if !b.pause(ctx) {
@@ -149,6 +197,8 @@ func (b *outbox) keep(samples []*fleet.Sample) {
 		b.giveBack(samples)
 		return
 	}
+	b.accepted.Add(int64(len(samples)))
+	b.kept.Store(int64(b.spool.Len()))
 	if b.unkept {
 		b.log.Info("samples are kept on disk again", "host", b.host)
 	}
@@ -189,6 +239,7 @@ func (b *outbox) sendKept(ctx context.Context, publish func(context.Context, []*
 		b.log.Error("the samples on disk cannot be released; they come again", "host", b.host, "err", failed)
 		return false
 	}
+	b.kept.Store(int64(b.spool.Len()))
 	return err == nil
 }
 
