@@ -40,7 +40,7 @@ func Bench(ctx context.Context, c Config, samples int, pause time.Duration) (Ben
 		c.Interval = time.Second
 	}
 	at := now()
-	s, err := newSampler(c, &host{clock: func() instant { return at }, statfs: statfs, adjust: adjtimex})
+	s, err := newSampler(c, &host{clock: func() instant { return at }, statfs: statfs, adjust: adjtimex, smart: drives{nvmeHealth, ataSMART}})
 	if err != nil {
 		return BenchResult{}, err
 	}

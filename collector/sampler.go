@@ -77,6 +77,7 @@ type host struct {
 	clock  func() instant
 	statfs func(path string) (usage, error)
 	adjust func() (clockState, error)
+	smart  drives
 	groups controlGroups
 }
 
@@ -151,7 +152,7 @@ type column struct {
 // New returns a sampler, which keeps files open until Close. The error says
 // what is wrong with the configuration.
 func New(c Config) (*Sampler, error) {
-	return newSampler(c, &host{clock: now, statfs: statfs, adjust: adjtimex})
+	return newSampler(c, &host{clock: now, statfs: statfs, adjust: adjtimex, smart: drives{nvmeHealth, ataSMART}})
 }
 
 func newSampler(c Config, h *host) (*Sampler, error) {

@@ -19,6 +19,7 @@ func descriptions() []description {
 		{"kernel-log", 0, kernelLogMetrics, newKernelLogSource},
 		{"process", 10 * time.Second, processMetrics, newProcessSource},
 		{"hardware", 10 * time.Second, hardwareMetrics, newHardwareSource},
+		{"smart", 5 * time.Minute, smartMetrics, newSMARTSource},
 		{"clock", 0, clockMetrics, newClockSource},
 		{"systemd", 2 * time.Second, systemdMetrics, newSystemdSource},
 		{"unit", 0, unitMetrics, newUnitSource},

@@ -192,6 +192,9 @@ func (s *unitSource) one(f *frame, u *unit) (running bool, err error) {
 	set := func(metric string, v float64) { f.setOf(metric, u.name, v) }
 
 	memory := resident
+	if memory == 0 { // no process takes none: they could not be asked
+		memory = math.NaN()
+	}
 	if u.memory != nil {
 		v, err := u.memory.number()
 		if err != nil {
