@@ -69,6 +69,33 @@ type Executions interface {
 	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
 }
 
+// DeadLetter is telemetry that InfluxDB refuses for good, with the reason.
+type DeadLetter struct {
+	ID   string       `json:"id"`
+	Time time.Time    `json:"time"`
+	Host fleet.HostID `json:"host"`
+	// Simulated is true for telemetry of a host that does not exist.
+	Simulated bool   `json:"simulated"`
+	Reason    string `json:"reason"`
+	Bytes     int    `json:"bytes"`
+	// Samples are the samples in it, empty where it is damaged.
+	Samples []DeadSample `json:"samples"`
+}
+
+// DeadSample is one of its samples.
+type DeadSample struct {
+	Time   time.Time          `json:"time"`
+	Values map[string]float64 `json:"values"`
+}
+
+// DeadLetters is what could not be stored, oldest first.
+type DeadLetters interface {
+	DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error)
+	DeadLetter(ctx context.Context, id string) (DeadLetter, error)
+	// RetryDeadLetter puts it back on its way to InfluxDB.
+	RetryDeadLetter(ctx context.Context, id, who string) error
+}
+
 // Status says which components do not work, by name, with the reason, and lets a
 // client follow what changes.
 type Status interface {
@@ -85,6 +112,7 @@ type Fleet interface {
 	Telemetry
 	Recommendations
 	Executions
+	DeadLetters
 	Status
 }
 

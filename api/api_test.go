@@ -239,6 +239,9 @@ func TestEveryRouteAnswers(t *testing.T) {
 		{"GET", "/api/v1/executions", "", 200, []any{"executions", 0, "steps", 0, "state"}, "succeeded"},
 		{"GET", "/api/v1/executions/" + execWithout, "", 200, []any{"outcome"}, "healthy again"},
 		{"GET", "/api/v1/executions/" + execWithBundle + "/bundle", "", 200, nil, nil},
+		{"GET", "/api/v1/deadletters", "", 200, []any{"deadletters", 0, "samples", 0, "values", "load_1m"}, 1.0},
+		{"GET", "/api/v1/deadletters/7", "", 200, []any{"reason"}, "field type conflict"},
+		{"POST", "/api/v1/deadletters/7/retry", "", 200, []any{"id"}, "7"},
 		{"POST", "/api/v1/executions", `{"host":"sim-host1","action":"recycle","reason":"maintenance"}`, 202, []any{"requested_by"}, "local"},
 	} {
 		a := s.ask(c.method, c.path, c.body)
@@ -327,6 +330,9 @@ var access = map[string]Role{
 	"GET /api/v1/executions/:id":               RoleViewer,
 	"GET /api/v1/executions/:id/bundle":        RoleViewer,
 	"GET /api/v1/events":                       RoleViewer,
+	"GET /api/v1/deadletters":                  RoleViewer,
+	"GET /api/v1/deadletters/:id":              RoleViewer,
+	"POST /api/v1/deadletters/:id/retry":       RoleOperator,
 }
 
 func TestEveryRouteForEveryRole(t *testing.T) {
@@ -355,6 +361,9 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 		}
 		if r.Path == "/api/v1/executions" && r.Method == "POST" {
 			body = `{"host":"sim-host1","action":"hand-over","reason":"look"}`
+		}
+		if strings.HasPrefix(r.Path, "/api/v1/deadletters") {
+			id = "7"
 		}
 		path := strings.Replace(r.Path, ":id", id, 1)
 		if strings.HasSuffix(path, "telemetry") {
@@ -486,6 +495,10 @@ func TestBadRequests(t *testing.T) {
 		"unknown to approve":       {"POST", "/api/v1/recommendations/x/approve", "", 404, "no recommendation"},
 		"unknown to reject":        {"POST", "/api/v1/recommendations/x/reject", "", 404, "no recommendation"},
 		"unknown execution":        {"GET", "/api/v1/executions/x", "", 404, "no execution"},
+		"unknown dead letter":      {"GET", "/api/v1/deadletters/8", "", 404, "no dead letter"},
+		"retry of none":            {"POST", "/api/v1/deadletters/8/retry", "{}", 404, "no dead letter"},
+		"retry with a body":        {"POST", "/api/v1/deadletters/7/retry", `{"force":true}`, 400, "force"},
+		"limit of dead letters":    {"GET", "/api/v1/deadletters?limit=0", "", 400, "limit"},
 		"unknown bundle":           {"GET", "/api/v1/executions/x/bundle", "", 404, "no execution"},
 		"no bundle":                {"GET", "/api/v1/executions/" + execWithout + "/bundle", "", 404, "Phase 2 did not run"},
 		"expired":                  {"POST", "/api/v1/recommendations/" + recExpired + "/approve", "", 410, "was valid until"},

@@ -25,6 +25,7 @@ type fake struct {
 	essential map[string]string
 	degraded  map[string]string
 	points    []Point
+	dead      []DeadLetter
 	asked     []query       // of Telemetry
 	bundle    io.ReadCloser // what Bundle opens
 	followers map[chan Event]struct{}
@@ -65,6 +66,10 @@ func newFake() *fake {
 		bundle:    io.NopCloser(strings.NewReader("not really zstd")),
 		followers: make(map[chan Event]struct{}),
 		points:    []Point{{epoch, 0.5}, {epoch.Add(time.Second), 0.75}},
+		dead: []DeadLetter{
+			{ID: "7", Time: epoch, Host: realHost, Reason: "field type conflict", Bytes: 300, Samples: []DeadSample{{Time: epoch, Values: map[string]float64{"load_1m": 1}}}},
+			{ID: "9", Time: epoch, Host: realHost, Reason: "damaged", Bytes: 3, Samples: []DeadSample{}},
+		},
 	}
 	for i := range 2 {
 		p := prediction(f.hosts[i].ID, f.hosts[i].Simulated)
@@ -230,4 +235,22 @@ func (f *fake) emit(kind, id string, v any) {
 			f.cutOff++
 		}
 	}
+}
+
+func (f *fake) DeadLetters(_ context.Context, limit int) ([]DeadLetter, error) {
+	return f.dead[:min(limit, len(f.dead))], f.err
+}
+
+func (f *fake) DeadLetter(_ context.Context, id string) (DeadLetter, error) {
+	for _, d := range f.dead {
+		if d.ID == id {
+			return d, f.err
+		}
+	}
+	return DeadLetter{}, fmt.Errorf("there is no dead letter %q: %w", id, ErrNotFound)
+}
+
+func (f *fake) RetryDeadLetter(ctx context.Context, id, _ string) error {
+	_, err := f.DeadLetter(ctx, id)
+	return err
 }

@@ -72,6 +72,9 @@ func New(cfg Config) (*Server, error) {
 	g.POST("/executions", s.execute, operate)
 	g.GET("/executions/:id", s.execution, view)
 	g.GET("/executions/:id/bundle", s.bundle, view)
+	g.GET("/deadletters", s.deadLetters, view)
+	g.GET("/deadletters/:id", s.deadLetter, view)
+	g.POST("/deadletters/:id/retry", s.retryDeadLetter, operate)
 	g.GET(strings.TrimPrefix(eventsPath, "/api/v1"), s.follow, view)
 
 	web, err := fs.Sub(files, "web")

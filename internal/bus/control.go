@@ -264,6 +264,77 @@ func (b *Bus) DeadLetter(ctx context.Context, host string, data []byte, reason s
 	return nil
 }
 
+// DeadSample is a message of samples that could not be stored for good.
+type DeadSample struct {
+	Sequence uint64
+	// Time is when it was put aside, Host who sent it, and Reason why.
+	Time   time.Time
+	Host   fleet.HostID
+	Reason string
+	Data   []byte
+}
+
+// DeadLetters calls each with what is put aside, oldest first, until it returns false.
+func (b *Bus) DeadLetters(ctx context.Context, each func(DeadSample) bool) error {
+	s, err := b.JS.Stream(ctx, StreamDead)
+	if err != nil {
+		return fmt.Errorf("read the dead letters: %w", err)
+	}
+	state := s.CachedInfo().State
+	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
+		d, err := b.DeadLetterAt(ctx, seq)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !each(d) {
+			break
+		}
+	}
+	return nil
+}
+
+// DeadLetterAt returns one of them, or [ErrNotFound].
+func (b *Bus) DeadLetterAt(ctx context.Context, sequence uint64) (DeadSample, error) {
+	s, err := b.JS.Stream(ctx, StreamDead)
+	if err != nil {
+		return DeadSample{}, fmt.Errorf("read the dead letters: %w", err)
+	}
+	m, err := s.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return DeadSample{}, fmt.Errorf("there is no dead letter %d: %w", sequence, ErrNotFound)
+	}
+	if err != nil {
+		return DeadSample{}, fmt.Errorf("read dead letter %d: %w", sequence, err)
+	}
+	return DeadSample{
+		Sequence: m.Sequence, Time: m.Time, Host: fleet.HostID(strings.TrimPrefix(m.Subject, subjectDead)),
+		Reason: m.Header.Get("Tardigrade-Reason"), Data: m.Data,
+	}, nil
+}
+
+// RetryDeadLetter puts a dead letter back into the stream of samples, and then takes it
+// away. A crash in between leaves it in both, which does no harm.
+func (b *Bus) RetryDeadLetter(ctx context.Context, sequence uint64) error {
+	d, err := b.DeadLetterAt(ctx, sequence)
+	if err != nil {
+		return err
+	}
+	if _, err := b.JS.PublishMsg(ctx, &nats.Msg{Subject: subjectSamples + string(d.Host), Data: d.Data}); err != nil {
+		return fmt.Errorf("put dead letter %d back: %w", sequence, err)
+	}
+	s, err := b.JS.Stream(ctx, StreamDead)
+	if err == nil {
+		err = s.DeleteMsg(ctx, sequence)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("take dead letter %d away, which is back in the stream: %w", sequence, err)
+	}
+	return nil
+}
+
 func (b *Bus) consume(ctx context.Context, stream string, cfg jetstream.ConsumerConfig, handle func(jetstream.Msg)) error {
 	c, err := b.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
 	if err != nil {

@@ -314,3 +314,22 @@ func TestDemo(t *testing.T) {
 		}
 	}
 }
+
+func TestDeadLetterCommands(t *testing.T) {
+	url := serving(t, "agent: {disabled: true}\n")
+	out, err := run(t, "deadletter", "list", "--server", url)
+	if err != nil || strings.TrimSpace(out) != "[]" {
+		t.Errorf("%q, %v", out, err)
+	}
+	for _, args := range [][]string{{"deadletter", "show", "5", "--server", url}, {"deadletter", "retry", "5", "--server", url}} {
+		if _, err := run(t, args...); err == nil || !strings.Contains(err.Error(), "no dead letter 5") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if _, err := run(t, "deadletter", "list", "--server", "http://127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "tardigrade serve") {
+		t.Errorf("nobody there: %v", err)
+	}
+	if _, err := run(t, "deadletter", "list", "--server", "nonsense"); !errors.As(err, new(usageError)) {
+		t.Errorf("%v", err)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
 	"github.com/tardigrade-recovery/tardigrade/internal/agent"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -395,5 +396,47 @@ func TestADamagedModelIsLearnedAnew(t *testing.T) {
 	w.down()
 	if info, err := os.Stat(path); err != nil || info.Size() <= 100 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+func TestDeadLettersCanBeRetried(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	if all, err := w.plane.DeadLetters(t.Context(), 10); err != nil || len(all) != 0 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	sample, err := w.sample(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range [][]byte{bus.EncodeSample(nil, &sample), []byte("damaged")} {
+		if err := w.plane.bus.DeadLetter(t.Context(), "h1", data, "field type conflict"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := w.plane.DeadLetters(t.Context(), 10)
+	if err != nil || len(all) != 2 || all[0].Reason != "field type conflict" || all[0].Samples[0].Values["load_1m"] != 0.5 || len(all[1].Samples) != 0 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	if one, err := w.plane.DeadLetter(t.Context(), all[1].ID); err != nil || one.Bytes != len("damaged") {
+		t.Errorf("%+v, %v", one, err)
+	}
+	if err := w.plane.RetryDeadLetter(t.Context(), all[0].ID, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	if err := w.plane.bus.History(t.Context(), "h1", sample.Time, sample.Time.Add(1), func(s fleet.Sample) bool {
+		found = true
+		return false
+	}); err != nil || !found {
+		t.Errorf("it is not in the stream again: %v", err)
+	}
+	for _, id := range []string{all[0].ID, "0", "x", "999"} {
+		if err := w.plane.RetryDeadLetter(t.Context(), id, "ann"); !errors.Is(err, api.ErrNotFound) {
+			t.Errorf("retry %s: %v", id, err)
+		}
+	}
+	if all, _ := w.plane.DeadLetters(t.Context(), 10); len(all) != 1 {
+		t.Errorf("%d are left", len(all))
 	}
 }

@@ -1,0 +1,89 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// client asks a running control plane.
+type client struct {
+	server, tokenFile string
+}
+
+// flags adds the flags that say where the control plane is.
+func (c *client) flags(cmd *cobra.Command) {
+	f := cmd.PersistentFlags()
+	f.StringVar(&c.server, "server", "http://127.0.0.1:8080", "`address` of the control plane")
+	f.StringVar(&c.tokenFile, "token-file", "", "`file` with the token, where the control plane asks for one (or TARDIGRADE_TOKEN)")
+}
+
+// longest is the largest answer that is read.
+const longest = 256 << 20
+
+// do sends a request and decodes the answer into result, if that is not nil.
+func (c *client) do(ctx context.Context, method, path string, body, result any) error {
+	u, err := url.Parse(c.server)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return usageError{fmt.Errorf("--server %q is not an http or https address", c.server)}
+	}
+	var data []byte
+	if body != nil {
+		if data, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.server, "/")+path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	token := os.Getenv("TARDIGRADE_TOKEN")
+	if c.tokenFile != "" {
+		text, err := os.ReadFile(c.tokenFile)
+		if err != nil {
+			return fmt.Errorf("--token-file: %w", err)
+		}
+		token = strings.TrimSpace(string(text))
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the control plane: %w; is it running there (tardigrade serve)? --server names another", err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, longest))
+	if err != nil {
+		return fmt.Errorf("ask the control plane: %w", err)
+	}
+	if resp.StatusCode >= 300 {
+		var p struct{ Title, Detail string }
+		if json.Unmarshal(answer, &p) == nil && p.Detail != "" {
+			return errors.New(p.Detail)
+		}
+		return fmt.Errorf("the control plane answers %s", resp.Status)
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, result); err != nil {
+		return fmt.Errorf("the control plane's answer is not understood: %w", err)
+	}
+	return nil
+}
