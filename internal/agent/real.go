@@ -56,13 +56,18 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	services := systemd.New(systemd.Config{Units: units, Log: log})
 	defer services.Close()
 	var guests Guests
+	var hypervisor *serial
 	if c.Guests.QMPDir != "" {
-		guests = &serial{guests: qmp.New(c.Guests.QMPDir)}
+		hypervisor = &serial{guests: qmp.New(c.Guests.QMPDir)}
+		guests = hypervisor
 	}
 	health := &healthWatch{check: services.Healthy}
 	cfg := collector.Config{Host: id, Interval: c.Interval.D(), Units: names, UnitHealth: health.latest}
-	if guests != nil {
-		cfg.VMs = vms{guests}
+	if len(names) > 0 {
+		cfg.UnitStats = unitStats{services}
+	}
+	if hypervisor != nil {
+		cfg.VMs = vms{hypervisor}
 	}
 	sampler, err := collector.New(cfg)
 	if err != nil {
@@ -153,11 +158,26 @@ func (h *healthWatch) latest(context.Context) map[string]bool {
 	return h.result
 }
 
+// unitStats shows systemd to the collector.
+type unitStats struct{ services *systemd.Services }
+
+func (u unitStats) UnitStats(ctx context.Context, names []string) (map[string]collector.UnitStat, int, error) {
+	units, failed, err := u.services.Stats(ctx, names)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make(map[string]collector.UnitStat, len(units))
+	for name, s := range units {
+		out[name] = collector.UnitStat(s)
+	}
+	return out, failed, nil
+}
+
 // serial asks the hypervisor one question at a time, since QEMU serves one client
 // of a QMP socket.
 type serial struct {
 	mu     sync.Mutex
-	guests Guests
+	guests *qmp.Guests
 }
 
 func (s *serial) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
@@ -167,20 +187,21 @@ func (s *serial) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 }
 
 // vms shows the guests to the collector.
-type vms struct{ guests Guests }
+type vms struct{ guests *serial }
 
 func (v vms) VMStats(ctx context.Context) ([]collector.VMStat, error) {
-	guests, err := v.guests.Guests(ctx)
+	v.guests.mu.Lock()
+	defer v.guests.mu.Unlock()
+	stats, err := v.guests.guests.Stats(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("count the guests: %w", err)
+		return nil, fmt.Errorf("ask the guests: %w", err)
 	}
-	unknown := math.NaN()
-	out := make([]collector.VMStat, 0, len(guests))
-	for _, g := range guests {
+	out := make([]collector.VMStat, 0, len(stats))
+	for _, s := range stats {
 		out = append(out, collector.VMStat{
-			Name: g.ID, Running: g.State == "running" && g.Alive, MemoryBytes: float64(g.MemoryBytes),
-			CPUSeconds: unknown, StealSeconds: unknown, BlockReadBytes: unknown, BlockWriteBytes: unknown, BlockErrors: unknown,
-			NetReceiveBytes: unknown, NetTransmitBytes: unknown, NetDropped: unknown,
+			Name: s.ID, Running: s.Running, MemoryBytes: s.MemoryBytes, CPUSeconds: s.CPUSeconds, StealSeconds: s.StealSeconds,
+			BlockReadBytes: s.BlockReadBytes, BlockWriteBytes: s.BlockWriteBytes, BlockErrors: s.BlockError,
+			NetReceiveBytes: math.NaN(), NetTransmitBytes: math.NaN(), NetDropped: math.NaN(), // QMP does not tell
 		})
 	}
 	return out, nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/collector/influx"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
@@ -73,7 +72,13 @@ func (i *ingest) err() error {
 
 // openHistory decides where telemetry is read from and written to.
 func (p *Plane) openHistory() error {
-	p.history = streamHistory{p.bus}
+	p.history = streamHistory{p.bus, func() []fleet.HostID {
+		var out []fleet.HostID
+		for _, h := range p.hosts.all() {
+			out = append(out, h.ID)
+		}
+		return out
+	}}
 	c := p.cfg.Influx
 	if c.URL == "" {
 		return nil
@@ -85,25 +90,4 @@ func (p *Plane) openHistory() error {
 	p.ingest = &ingest{bus: p.bus, client: client, log: p.log}
 	p.history = influxHistory{client, p.history}
 	return nil
-}
-
-// influxHistory reads from InfluxDB, and from the stream while that fails.
-type influxHistory struct {
-	client *influx.Client
-	stream history
-}
-
-func (h influxHistory) read(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]point, error) {
-	var out []point
-	for row, err := range h.client.Query(ctx, host, []string{series}, from, to, step) {
-		if err != nil {
-			out, failed := h.stream.read(ctx, host, series, from, to, step)
-			if failed != nil {
-				return nil, errors.Join(err, failed)
-			}
-			return out, nil
-		}
-		out = append(out, point{row.Time, row.Value})
-	}
-	return out, nil
 }

@@ -1,71 +1,158 @@
 package control
 
 import (
+	"cmp"
 	"context"
-	"math"
+	"errors"
+	"iter"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/collector/influx"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
-// point is one value of a series, the mean over a step that begins at Time.
-type point struct {
-	Time  time.Time
-	Value float64
-}
-
-// history reads one series of a host.
+// history reads telemetry back, for graphs and for training, in bounded memory: see
+// [influx.Client.Query], whose words hold for the stream too.
 type history interface {
-	read(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]point, error)
+	Query(ctx context.Context, host fleet.HostID, metrics []string, from, to time.Time, step time.Duration) iter.Seq2[influx.Row, error]
 }
 
-// streamHistory reads what the sample stream still has.
-type streamHistory struct{ bus *bus.Bus }
-
-func (h streamHistory) read(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]point, error) {
-	var m meaner
-	m.step = step
-	err := h.bus.History(ctx, host, from, to, func(s fleet.Sample) bool {
-		if v, ok := s.Value(series); ok {
-			m.add(s.Time, v)
-		}
-		return true
-	})
-	return m.done(), err
+// streamHistory reads what the stream of samples still has. Its rows come in the order of
+// time, all series of an instant together.
+type streamHistory struct {
+	bus *bus.Bus
+	// hosts lists the hosts, for queries about all of them.
+	hosts func() []fleet.HostID
 }
 
-// meaner averages values in order of time over steps. With a step of 0 every
-// value stands for itself.
-type meaner struct {
-	step   time.Duration
-	points []point
-	begin  time.Time
-	sum    float64
-	n      int
-}
-
-func (m *meaner) add(at time.Time, v float64) {
-	if m.step <= 0 {
-		m.points = append(m.points, point{at, v})
-		return
+func (h streamHistory) Query(ctx context.Context, host fleet.HostID, metrics []string, from, to time.Time, step time.Duration) iter.Seq2[influx.Row, error] {
+	hosts := []fleet.HostID{host}
+	if host == "" {
+		hosts = h.hosts()
 	}
-	if begin := at.Truncate(m.step); m.n == 0 || !begin.Equal(m.begin) {
-		m.flush()
-		m.begin = begin
+	return func(yield func(influx.Row, error) bool) {
+		for _, id := range hosts {
+			w := windows{host: id, step: step, from: from, yield: yield, sums: make(map[string]*mean)}
+			err := h.bus.History(ctx, id, from, to, func(s fleet.Sample) bool {
+				for i, name := range s.Schema.Names() {
+					if v := s.Values[i]; v == v && wanted(metrics, name) && !w.add(s.Time, name, v) {
+						return false
+					}
+				}
+				return true
+			})
+			if w.stopped || err == nil && !w.flush() {
+				return
+			}
+			if err != nil {
+				yield(influx.Row{}, err)
+				return
+			}
+		}
+	}
+}
+
+// wanted tells whether a series was asked for: by its name, by its metric, or because
+// everything was.
+func wanted(metrics []string, series string) bool {
+	return len(metrics) == 0 || slices.ContainsFunc(metrics, func(m string) bool {
+		return m == series || strings.HasPrefix(series, m) && series[len(m)] == '{'
+	})
+}
+
+// windows averages the series of a host over windows of time.
+type windows struct {
+	host    fleet.HostID
+	step    time.Duration
+	from    time.Time
+	yield   func(influx.Row, error) bool
+	begin   time.Time
+	sums    map[string]*mean
+	stopped bool
+}
+
+type mean struct {
+	sum float64
+	n   int
+}
+
+// add takes a value and returns false once nobody wants more. With a step of 0 every
+// value is a row.
+func (w *windows) add(at time.Time, series string, v float64) bool {
+	if w.step <= 0 {
+		w.stopped = !w.yield(influx.Row{Host: w.host, Series: series, Time: at, Value: v}, nil)
+		return !w.stopped
+	}
+	if begin := at.Truncate(w.step); !begin.Equal(w.begin) {
+		if !w.flush() {
+			return false
+		}
+		w.begin = begin
+	}
+	m := w.sums[series]
+	if m == nil {
+		m = &mean{}
+		w.sums[series] = m
 	}
 	m.sum += v
 	m.n++
+	return true
 }
 
-func (m *meaner) flush() {
-	if m.n > 0 && !math.IsNaN(m.sum) {
-		m.points = append(m.points, point{m.begin, m.sum / float64(m.n)})
+// flush gives out the window that is over.
+func (w *windows) flush() bool {
+	var rows []influx.Row
+	for series, m := range w.sums {
+		at := w.begin
+		if at.Before(w.from) {
+			at = w.from
+		}
+		rows = append(rows, influx.Row{Host: w.host, Series: series, Time: at, Value: m.sum / float64(m.n)})
 	}
-	m.sum, m.n = 0, 0
+	clear(w.sums)
+	slices.SortFunc(rows, func(a, b influx.Row) int { return cmp.Compare(a.Series, b.Series) })
+	for _, r := range rows {
+		if !w.yield(r, nil) {
+			w.stopped = true
+			return false
+		}
+	}
+	return true
 }
 
-func (m *meaner) done() []point {
-	m.flush()
-	return m.points
+// influxHistory reads from InfluxDB, and from the stream while that does not answer.
+type influxHistory struct {
+	client *influx.Client
+	stream history
+}
+
+func (h influxHistory) Query(ctx context.Context, host fleet.HostID, metrics []string, from, to time.Time, step time.Duration) iter.Seq2[influx.Row, error] {
+	return func(yield func(influx.Row, error) bool) {
+		some := false
+		for row, err := range h.client.Query(ctx, host, metrics, from, to, step) {
+			if err == nil {
+				some = true
+				if !yield(row, nil) {
+					return
+				}
+				continue
+			}
+			if some { // a part of the answer cannot be taken back
+				yield(row, err)
+				return
+			}
+			for row, failed := range h.stream.Query(ctx, host, metrics, from, to, step) {
+				if failed != nil {
+					failed = errors.Join(err, failed)
+				}
+				if !yield(row, failed) {
+					return
+				}
+			}
+			return
+		}
+	}
 }

@@ -55,13 +55,14 @@ func (p *Plane) Series(_ context.Context, id fleet.HostID) ([]string, error) {
 
 // Telemetry reads the history of a series.
 func (p *Plane) Telemetry(ctx context.Context, host fleet.HostID, series string, from, to time.Time, step time.Duration) ([]api.Point, error) {
-	points, err := p.history.read(ctx, host, series, from, to, step)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", api.ErrNotReady, err)
-	}
-	out := make([]api.Point, len(points))
-	for i, x := range points {
-		out[i] = api.Point(x)
+	out := []api.Point{}
+	for row, err := range p.history.Query(ctx, host, []string{series}, from, to, step) {
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", api.ErrNotReady, err)
+		}
+		if row.Series == series {
+			out = append(out, api.Point{Time: row.Time, Value: row.Value})
+		}
 	}
 	return out, nil
 }

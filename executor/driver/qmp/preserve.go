@@ -114,14 +114,7 @@ func (p *Preserver) proc() string {
 	return "/proc"
 }
 
-func (p *Preserver) socket(id string) string {
-	for _, ext := range []string{".qmp", ".sock"} {
-		if _, err := os.Stat(filepath.Join(p.Sockets, id+ext)); err == nil {
-			return filepath.Join(p.Sockets, id+ext)
-		}
-	}
-	return filepath.Join(p.Sockets, id+".qmp")
-}
+func (p *Preserver) socket(id string) string { return socket(p.Sockets, id) }
 
 func (p *Preserver) statePath(id string) string { return filepath.Join(p.Dir, id+".state") }
 func (p *Preserver) planPath() string           { return filepath.Join(p.Dir, "plan.json") }

@@ -190,3 +190,23 @@ func TestCheckNamesWhatCannotBePreserved(t *testing.T) {
 		t.Errorf("RAM that a reset takes away: %v", err)
 	}
 }
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	g := rigtest.StartQEMU(t, dir, "busy", 16)
+	g.AwaitTicks(10, time.Minute)
+	guests := qmp.New(dir)
+	first, err := guests.Stats(t.Context())
+	if err != nil || len(first) != 1 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if s := first[0]; s.ID != "busy" || !s.Running || s.MemoryBytes < 1<<20 || s.CPUSeconds <= 0 || !(s.StealSeconds >= 0) || !(s.BlockReadBytes >= 0) || s.BlockError != 0 {
+		t.Errorf("%+v", s)
+	}
+	g.AwaitTicks(200, time.Minute)
+	second, err := guests.Stats(t.Context())
+	if err != nil || second[0].CPUSeconds <= first[0].CPUSeconds {
+		t.Errorf("%+v then %+v, %v", first, second, err)
+	}
+}

@@ -83,6 +83,18 @@ func (g *Guests) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 	return out, nil
 }
 
+func (g *Guests) socket(id string) string { return socket(g.dir, id) }
+
+// socket is where a guest's QEMU listens.
+func socket(dir, id string) string {
+	for _, ext := range []string{".qmp", ".sock"} {
+		if _, err := os.Stat(filepath.Join(dir, id+ext)); err == nil {
+			return filepath.Join(dir, id+ext)
+		}
+	}
+	return filepath.Join(dir, id+".qmp")
+}
+
 // probe fills in what the guest's QEMU says.
 func (g *Guests) probe(ctx context.Context, path string, r *fleet.GuestReport) {
 	r.State = "unknown"

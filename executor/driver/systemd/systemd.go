@@ -29,6 +29,7 @@ type conn interface {
 	RestartUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error)
 	ResetFailedUnitContext(ctx context.Context, name string) error
 	KillUnitWithTarget(ctx context.Context, name string, target dbus.Who, signal int32) error
+	GetManagerProperty(prop string) (string, error)
 	Connected() bool
 	Close()
 }
@@ -450,4 +451,51 @@ func (s *Services) ending(ctx context.Context, unit string) string {
 	}
 	status, _ := m["ExecMainStatus"].(int32)
 	return fmt.Sprintf(" (result %s, exit status %d)", text(m, "Result"), status)
+}
+
+// Stat is a unit as its watchers want it.
+type Stat struct {
+	Active, Failed bool
+	// Restarts is how often systemd started it anew by itself.
+	Restarts uint64
+	// ControlGroup is its cgroup from the root of the hierarchy, "" where it has none.
+	ControlGroup string
+}
+
+// Stats tells of the named units, leaving out those that do not exist, and how many units
+// of the host have failed.
+func (s *Services) Stats(ctx context.Context, names []string) (units map[string]Stat, failed int, err error) {
+	c, err := s.bus(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	count, err := c.GetManagerProperty("NFailedUnits")
+	if err != nil {
+		return nil, 0, fmt.Errorf("ask systemd for the failed units: %w", err)
+	}
+	if _, err := fmt.Sscanf(strings.TrimPrefix(count, "@u "), "%d", &failed); err != nil {
+		return nil, 0, fmt.Errorf("systemd says that %q units have failed: %w", count, err)
+	}
+	units = make(map[string]Stat, len(names))
+	for _, name := range names {
+		m, err := c.GetUnitPropertiesContext(ctx, name)
+		if err != nil {
+			return nil, 0, fmt.Errorf("ask systemd about %s: %w", name, err)
+		}
+		if text(m, "LoadState") == "not-found" {
+			continue
+		}
+		state := text(m, "ActiveState")
+		u := Stat{Active: state == "active" || state == "reloading" || state == "activating", Failed: state == "failed"}
+		if strings.HasSuffix(name, ".service") {
+			m, err := c.GetUnitTypePropertiesContext(ctx, name, "Service")
+			if err != nil {
+				return nil, 0, fmt.Errorf("ask systemd about %s: %w", name, err)
+			}
+			n, _ := m["NRestarts"].(uint32)
+			u.Restarts, u.ControlGroup = uint64(n), text(m, "ControlGroup")
+		}
+		units[name] = u
+	}
+	return units, failed, nil
 }

@@ -124,6 +124,20 @@ func TestOnRealSystemd(t *testing.T) {
 			}
 		}
 	})
+	t.Run("its statistics", func(t *testing.T) {
+		systemctl(t, "start", "good.service")
+		exec.Command("systemctl", "start", "broken.service").Run() // fails
+		units, failed, err := s.Stats(t.Context(), []string{"good.service", "broken.service", "missing.service"})
+		if err != nil || failed != 1 || len(units) != 2 {
+			t.Fatalf("%+v, %d failed, %v", units, failed, err)
+		}
+		if g := units["good.service"]; !g.Active || g.Failed || !strings.HasSuffix(g.ControlGroup, "/system.slice/good.service") {
+			t.Errorf("good: %+v", g)
+		}
+		if b := units["broken.service"]; b.Active || !b.Failed {
+			t.Errorf("broken: %+v", b)
+		}
+	})
 	t.Run("a service that does not stop is killed", func(t *testing.T) {
 		systemctl(t, "start", "stuck.service")
 		for _, err := os.Stat("/run/stuck.ready"); err != nil; _, err = os.Stat("/run/stuck.ready") {
