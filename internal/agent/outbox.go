@@ -54,6 +54,7 @@ type outbox struct {
 // of the first are safe, on the bus or on disk.
 func Feed(ctx context.Context, id fleet.HostID, b *bus.Agent, kept *spool.Spool, log *slog.Logger, next func() *fleet.Sample, progress func(accepted int64)) error {
 	out := &outbox{host: id, spool: kept, log: log, some: make(chan struct{}, 1)}
+	out.kept.Store(int64(kept.Len()))
 	ctx, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { out.send(ctx, b.PublishSamples) })

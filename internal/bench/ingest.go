@@ -37,6 +37,9 @@ type Ingest struct {
 	Points, Fields int
 	// Hosts is how many agents send, all in one process.
 	Hosts int
+	// Backlog is how many samples each agent has on disk already, as after a time in
+	// which it could not reach the bus.
+	Backlog int
 	// Kill lists what is killed with SIGKILL: influx, bus (the control plane, which
 	// carries the embedded bus and the ingester), agent.
 	Kill []string
@@ -69,6 +72,9 @@ const (
 )
 
 func (o *Ingest) check() error {
+	if o.Backlog < 0 || o.Backlog > 1_000_000 {
+		return fmt.Errorf("bench: a backlog of %d samples: 0 to 1000000 are possible", o.Backlog)
+	}
 	if o.Points < 1 || o.Fields < 1 || o.Fields > 100 || o.Hosts < 1 || o.Hosts > o.Points || o.Hosts > 1000 {
 		return fmt.Errorf("bench: %d points of %d fields from %d hosts: points must be at least 1, fields 1 to 100, hosts 1 to 1000 and at most as many as points", o.Points, o.Fields, o.Hosts)
 	}
@@ -106,7 +112,7 @@ func (o Ingest) Run(ctx context.Context) (IngestResult, error) {
 	if err := r.await(ctx, "the agents have sent everything", func() (bool, error) { return r.finished(Agent) }); err != nil {
 		return out, err
 	}
-	out.Sent = int64(o.Points)
+	out.Sent = int64(o.Points) + int64(o.Hosts)*int64(o.Backlog)
 	// Stored is final once it is all there, or has stopped to grow.
 	last, since := int64(-1), time.Now()
 	var asked time.Time
@@ -121,7 +127,7 @@ func (o Ingest) Run(ctx context.Context) (IngestResult, error) {
 		}
 		if n != last {
 			last, since = n, time.Now()
-			o.Say("%d of %d points stored", n, o.Points)
+			o.Say("%d of %d points stored", n, out.Sent)
 		}
 		return n >= out.Sent || time.Since(since) > time.Minute, nil
 	})
@@ -272,9 +278,33 @@ policy: {mode: dry-run}
 		if err := os.WriteFile(filepath.Join(dir, "credentials.json"), text, 0o600); err != nil {
 			return err
 		}
+		if err := r.backlog(filepath.Join(dir, "spool"), hostID(i)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
+
+// backlog fills the spool of an agent with one sample for each second before origin.
+func (r *rig) backlog(dir string, id fleet.HostID) error {
+	if r.Backlog == 0 {
+		return nil
+	}
+	kept, err := spool.Open(dir, spoolBytes)
+	if err != nil {
+		return err
+	}
+	defer kept.Close()
+	schema := fleet.NewSchema(fields(r.Fields))
+	records := make([][]byte, r.Backlog)
+	for i := range records {
+		records[i] = bus.EncodeSample(nil, point(id, schema, origin.Add(time.Duration(i-r.Backlog)*time.Second), int64(i)))
+	}
+	_, err = kept.Append(records...)
+	return err
+}
+
+const spoolBytes = 512 << 20
 
 func hostID(i int) fleet.HostID { return fleet.HostID(fmt.Sprintf("bench-%04d", i)) }
 
@@ -488,7 +518,7 @@ func (f Feed) host(ctx context.Context, id fleet.HostID, schema *fleet.Schema, p
 		return err
 	}
 	defer b.Close()
-	kept, err := spool.Open(filepath.Join(dir, "spool"), 512<<20)
+	kept, err := spool.Open(filepath.Join(dir, "spool"), spoolBytes)
 	if err != nil {
 		return err
 	}
@@ -501,10 +531,7 @@ func (f Feed) host(ctx context.Context, id fleet.HostID, schema *fleet.Schema, p
 		if next == points {
 			return nil
 		}
-		s := &fleet.Sample{Host: id, Time: origin.Add(time.Duration(next) * time.Millisecond), Boot: "00000000", Schema: schema, Values: make([]float64, schema.Len())}
-		for j := range s.Values {
-			s.Values[j] = math.Round(1000*(float64(j)+math.Sin(float64(next)/100+float64(j)))) / 1000
-		}
+		s := point(id, schema, origin.Add(time.Duration(next)*time.Millisecond), next)
 		next++
 		return s
 	}, func(accepted int64) {
@@ -515,6 +542,15 @@ func (f Feed) host(ctx context.Context, id fleet.HostID, schema *fleet.Schema, p
 		failed = os.Rename(progress+".new", progress)
 	})
 	return errors.Join(err, failed)
+}
+
+// point is sample n of a host.
+func point(id fleet.HostID, schema *fleet.Schema, at time.Time, n int64) *fleet.Sample {
+	s := &fleet.Sample{Host: id, Time: at, Boot: "00000000", Schema: schema, Values: make([]float64, schema.Len())}
+	for j := range s.Values {
+		s.Values[j] = math.Round(1000*(float64(j)+math.Sin(float64(n)/100+float64(j)))) / 1000
+	}
+	return s
 }
 
 func readProgress(path string) int64 {

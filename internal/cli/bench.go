@@ -71,6 +71,7 @@ func (a *app) benchIngest() *cobra.Command {
 loopback and in a directory of their own, send points through all of them, kill some of them
 with SIGKILL during the run, and count in InfluxDB what arrived.`,
 		Example: `  tardigrade bench ingest --points 1000000 --fields 30 --kill influx,bus,agent --json
+  tardigrade bench ingest --hosts 100 --backlog 600 --points 100     ten minutes without the bus
   tardigrade bench ingest --points 500000 --influxd /usr/local/bin/influxd`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -113,6 +114,7 @@ with SIGKILL during the run, and count in InfluxDB what arrived.`,
 	f.IntVar(&o.Points, "points", 1_000_000, "`number` of points")
 	f.IntVar(&o.Fields, "fields", 30, "`number` of values in a point")
 	f.IntVar(&o.Hosts, "hosts", 10, "`number` of agents that send, in one process")
+	f.IntVar(&o.Backlog, "backlog", 0, "`number` of samples that each agent has on disk already, as after a partition")
 	f.StringSliceVar(&o.Kill, "kill", nil, "`list` of what to kill: influx, bus, agent")
 	f.IntVar(&o.Kills, "kills", o.Kills, "how often to kill each")
 	f.StringVar(&o.Influxd, "influxd", "", "`program` of InfluxDB 1.8; the default is influxd on the PATH")
