@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -78,6 +79,10 @@ type Bus struct {
 	server   *server.Server
 	log      *slog.Logger
 	replicas int
+
+	dir     string
+	samples jetstream.StreamConfig // as it is while there is room on the disk
+	full    atomic.Pointer[string] // why no samples are taken, nil if they are
 }
 
 // Open starts or reaches the bus and makes sure that its streams exist.
@@ -88,7 +93,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
-	b := &Bus{log: o.Log, replicas: o.Replicas}
+	b := &Bus{log: o.Log, replicas: o.Replicas, dir: o.Dir}
 	opts := []nats.Option{nats.Name("tardigrade control plane"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true)}
 	url := o.URL
 	if o.URL == "" {
@@ -132,7 +137,9 @@ func (b *Bus) embed(o Options) (string, error) {
 	so := &server.Options{
 		ServerName: "tardigrade", JetStream: true, StoreDir: o.Dir, SyncAlways: true,
 		DontListen: o.Listen == "", NoSigs: true, NoLog: true,
-		MaxPayload:                 1 << 20,
+		MaxPayload: 1 << 20,
+		// Limits are those of the streams; the disk itself is looked after by WatchSpace.
+		JetStreamMaxStore:          1 << 60,
 		CustomClientAuthentication: authenticator{password: password, agents: o.Agents},
 	}
 	if o.Listen != "" {
@@ -214,6 +221,9 @@ func (b *Bus) ensureStreams(ctx context.Context, o Options) error {
 	}
 	for _, s := range streams {
 		s.Storage, s.Replicas, s.MaxMsgSize = jetstream.FileStorage, b.replicas, 1<<20
+		if s.Name == StreamSamples {
+			b.samples = s
+		}
 		if _, err := b.JS.CreateOrUpdateStream(ctx, s); err != nil {
 			return fmt.Errorf("create stream %s: %w", s.Name, err)
 		}

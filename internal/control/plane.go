@@ -177,6 +177,7 @@ func (p *Plane) Run(ctx context.Context) error {
 			}
 		})
 	}
+	part("disk space", p.bus.WatchSpace)
 	part("hosts", func(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
 	})

@@ -142,6 +142,9 @@ func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string
 	if !p.bus.Conn.IsConnected() {
 		essential["bus"] = "not connected to NATS"
 	}
+	if why := p.bus.Full(); why != "" {
+		degraded["disk"] = why
+	}
 	if p.ingest != nil {
 		if err := p.ingest.err(); err != nil {
 			degraded["influx"] = err.Error()

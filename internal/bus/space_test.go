@@ -1,0 +1,80 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// TestAFullDisk fills a file system of the test's own.
+func TestAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=96m"); err != nil {
+		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	b := open(t, Options{Dir: filepath.Join(dir, "bus"), SampleBytes: 1 << 30, SampleAge: time.Hour})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { b.WatchSpace(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, bytes.Repeat([]byte{1}, 64<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Noise does not compress.
+	r := rand.New(rand.NewPCG(1, 2))
+	schema := fleet.NewSchema(strings.Split(strings.Repeat("x,", 500)+"x", ","))
+	at := time.Now().Add(-time.Hour)
+	taken := 0
+	next := func() error {
+		s := &fleet.Sample{Host: "h1", Time: at.Add(time.Duration(taken) * time.Millisecond), Boot: "b", Schema: schema, Values: make([]float64, schema.Len())}
+		for i := range s.Values {
+			s.Values[i] = r.NormFloat64()
+		}
+		return publish(t.Context(), b, s)
+	}
+	var err error
+	for end := time.Now().Add(time.Minute); err == nil; taken++ {
+		if err = next(); time.Now().After(end) {
+			t.Fatalf("%d samples were taken and the disk is never full", taken)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(b.Full(), "MiB left"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("refused with %v, and it says %q", err, b.Full())
+		}
+	}
+	// What is not a sample still goes through.
+	if err := OpenAudit(b).Append(t.Context(), "ann", "approve", "x", nil); err != nil {
+		t.Errorf("audit: %v", err)
+	}
+	n := 0
+	if err := b.History(t.Context(), "h1", at, time.Now(), func(fleet.Sample) bool { n++; return true }); err != nil || n != taken-1 {
+		t.Errorf("%d of %d samples are there, %v", n, taken-1, err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); next() != nil; {
+		if time.Now().After(end) {
+			t.Fatalf("with room on the disk no sample is taken: %v, %q", next(), b.Full())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	for end := time.Now().Add(10 * time.Second); b.Full() != ""; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it still says %q", b.Full())
+		}
+	}
+}
