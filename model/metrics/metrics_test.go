@@ -1,0 +1,144 @@
+package metrics
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"os"
+	"testing"
+)
+
+func bits(s string) []bool {
+	out := make([]bool, len(s))
+	for i := range s {
+		out[i] = s[i] == '1'
+	}
+	return out
+}
+
+// TestAgainstTheReference compares with what TSB-AD's own code gave, where the benchmark
+// data lie beside the repository.
+func TestAgainstTheReference(t *testing.T) {
+	path := os.Getenv("TARDIGRADE_DATA")
+	if path == "" {
+		path = "../../../shared/data"
+	}
+	data, err := os.ReadFile(path + "/metrics_golden.json")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Log("the benchmark data are not here; the other tests have cases worked out by hand")
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []struct {
+		Kind      string
+		VUSWindow int `json:"vus_window"`
+		Labels    string
+		Scores    []float64
+		Metrics   map[string]float64
+	}
+	if err := json.Unmarshal(data, &all); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range all {
+		labels := bits(c.Labels)
+		pr, roc, err := VUS(c.Scores, labels, c.VUSWindow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		aucPR, _ := AUCPR(c.Scores, labels)
+		aucROC, _ := AUCROC(c.Scores, labels)
+		f1, _, _ := BestF1(c.Scores, labels)
+		event, _, _ := EventF1(c.Scores, labels)
+		for name, got := range map[string]float64{"VUS-PR": pr, "VUS-ROC": roc, "AUC-PR": aucPR, "AUC-ROC": aucROC, "Standard-F1": f1, "Event-based-F1": event} {
+			if want := c.Metrics[name]; math.Abs(got-want) > 1e-4 {
+				t.Errorf("case %d (%s): %s is %.6f, the reference has %.6f", i, c.Kind, name, got, want)
+			}
+		}
+	}
+}
+
+func TestByHand(t *testing.T) {
+	// Two of three anomalies first, then one normal sample, then the last anomaly.
+	scores, labels := []float64{0.9, 0.8, 0.7, 0.6, 0.5}, bits("11010")
+	if got, _ := AUCPR(scores, labels); math.Abs(got-(1+1+0.75)/3) > 1e-12 {
+		t.Errorf("AUC-PR %v", got)
+	}
+	if got, _ := AUCROC(scores, labels); math.Abs(got-5.0/6) > 1e-12 {
+		t.Errorf("AUC-ROC %v", got)
+	}
+	if got, at, _ := BestF1(scores, labels); math.Abs(got-6.0/7) > 1e-12 || at != 0.6 {
+		t.Errorf("best F1 %v at %v", got, at)
+	}
+	if got, _ := F1At(scores, labels, 0.75); math.Abs(got-0.8) > 1e-12 {
+		t.Errorf("F1 at 0.75: %v", got)
+	}
+	if got, _, _ := EventF1(scores, labels); math.Abs(got-2*0.75/1.75) > 1e-12 { // both events found, three of four right
+		t.Errorf("event F1 %v", got)
+	}
+	delays, err := Delays([]float64{0, 0, 5, 0, 0, 1}, bits("011011"), 4)
+	if err != nil || len(delays) != 2 || delays[0] != 1 || delays[1] != -1 {
+		t.Errorf("delays %v, %v", delays, err)
+	}
+}
+
+func TestVUSKnowsGoodFromBad(t *testing.T) {
+	labels := make([]bool, 2000)
+	for i := 500; i < 600; i++ {
+		labels[i] = true
+	}
+	perfect, late, random := make([]float64, 2000), make([]float64, 2000), make([]float64, 2000)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range labels {
+		noise := r.Float64()
+		random[i], perfect[i], late[i] = noise, noise, noise
+		if labels[i] {
+			perfect[i] += 2
+		}
+		if i >= 510 && i < 610 {
+			late[i] += 2
+		}
+	}
+	p, _, _ := VUS(perfect, labels, 40)
+	l, _, _ := VUS(late, labels, 40)
+	x, _, _ := VUS(random, labels, 40)
+	if !(p > 0.9 && p > l && l > 0.6 && x < 0.15) {
+		t.Errorf("perfect %v, late %v, random %v", p, l, x)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		scores []float64
+		labels []bool
+	}{
+		"lengths": {[]float64{1}, bits("01")}, "no anomaly": {[]float64{1, 2}, bits("00")}, "all anomalies": {[]float64{1, 2}, bits("11")},
+		"not a number": {[]float64{1, math.NaN()}, bits("01")}, "empty": {nil, nil},
+	} {
+		if _, _, err := VUS(c.scores, c.labels, 3); err == nil {
+			t.Errorf("%s: VUS", name)
+		}
+		if _, err := AUCPR(c.scores, c.labels); err == nil {
+			t.Errorf("%s: AUC-PR", name)
+		}
+	}
+	if _, _, err := VUS([]float64{1, 2}, bits("01"), -1); err == nil {
+		t.Error("a negative buffer")
+	}
+}
+
+func BenchmarkVUS(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 2))
+	scores, labels := make([]float64, 28_000), make([]bool, 28_000)
+	for i := range scores {
+		scores[i], labels[i] = r.Float64(), i/700%10 == 3
+	}
+	for b.Loop() {
+		if _, _, err := VUS(scores, labels, 100); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
