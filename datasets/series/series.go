@@ -1,0 +1,194 @@
+// Package series reads labelled time series of hosts from a directory: NAME.train.csv.gz
+// and NAME.test.csv.gz, with a header each, the test file's last column being the label, 0
+// or 1, and series.csv, which lists the series with what an evaluation needs to know:
+// vus_window, and for the prefix protocol skip_rows, prefix_rows and prefix_vus_window.
+package series
+
+import (
+	"compress/gzip"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Series is an entry of a directory.
+type Series struct {
+	Name string
+	// Window is the length of the buffer around events in the split protocol.
+	Window int
+	// Skip is how many first rows of the test file the prefix protocol leaves out, Prefix how
+	// many it then trains on, and PrefixWindow its buffer. Prefix is 0 where the series is not
+	// part of it.
+	Skip, Prefix, PrefixWindow int
+
+	dir string
+}
+
+// Data is what one file holds.
+type Data struct {
+	Columns []string
+	// Rows are the samples; they all have as many values as there are columns.
+	Rows [][]float64
+	// Labels is nil for training data.
+	Labels []bool
+}
+
+// Limits of a file, so that a hostile one does not take all memory.
+const (
+	mostRows    = 5_000_000
+	mostColumns = 10_000
+	mostValues  = 200_000_000
+)
+
+// Open lists the series of a directory, in the order of series.csv.
+func Open(dir string) ([]Series, error) {
+	path := filepath.Join(dir, "series.csv")
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: a directory of series has a file series.csv that lists them", err)
+	}
+	defer f.Close()
+	r := csv.NewReader(f)
+	header, err := r.Read()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	column := make(map[string]int)
+	for i, name := range header {
+		column[name] = i
+	}
+	for _, name := range []string{"series", "vus_window"} {
+		if _, ok := column[name]; !ok {
+			return nil, fmt.Errorf("%s: the column %s is missing", path, name)
+		}
+	}
+	var out []Series
+	for {
+		row, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		line, _ := r.FieldPos(0)
+		s := Series{Name: row[column["series"]], dir: dir}
+		if s.Name == "" || s.Name != filepath.Base(s.Name) {
+			return nil, fmt.Errorf("%s:%d: %q is not the name of a series", path, line, s.Name)
+		}
+		for name, to := range map[string]*int{"vus_window": &s.Window, "skip_rows": &s.Skip, "prefix_rows": &s.Prefix, "prefix_vus_window": &s.PrefixWindow} {
+			i, ok := column[name]
+			if !ok || row[i] == "" {
+				continue
+			}
+			if *to, err = strconv.Atoi(row[i]); err != nil || *to < 0 {
+				return nil, fmt.Errorf("%s:%d: %s is %q, it must be a number of rows", path, line, name, row[i])
+			}
+		}
+		out = append(out, s)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s lists no series", path)
+	}
+	return out, nil
+}
+
+// Train reads the training data.
+func (s Series) Train() (Data, error) {
+	return read(filepath.Join(s.dir, s.Name+".train.csv.gz"), false)
+}
+
+// Test reads the test data with its labels.
+func (s Series) Test() (Data, error) {
+	return read(filepath.Join(s.dir, s.Name+".test.csv.gz"), true)
+}
+
+func read(path string, labelled bool) (Data, error) {
+	var d Data
+	f, err := os.Open(path)
+	if err != nil {
+		return d, err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", path, err)
+	}
+	r := csv.NewReader(z)
+	r.ReuseRecord = true
+	header, err := r.Read()
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", path, cut(err))
+	}
+	d.Columns = append(d.Columns, header...)
+	if labelled {
+		last := len(d.Columns) - 1
+		if d.Columns[last] != "label" {
+			return d, fmt.Errorf("%s: the last column is %q, it must be label", path, d.Columns[last])
+		}
+		d.Columns = d.Columns[:last]
+	}
+	if len(d.Columns) == 0 || len(d.Columns) > mostColumns {
+		return d, fmt.Errorf("%s: %d columns: 1 to %d are possible", path, len(d.Columns), mostColumns)
+	}
+	for {
+		row, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return d, fmt.Errorf("%s: %w", path, cut(err))
+		}
+		line, _ := r.FieldPos(0)
+		if len(d.Rows) == mostRows || len(d.Rows)*len(d.Columns) > mostValues {
+			return d, fmt.Errorf("%s: more than %d rows or %d values", path, mostRows, mostValues)
+		}
+		values := make([]float64, len(d.Columns))
+		for i := range values {
+			if values[i], err = value(row[i]); err != nil {
+				return d, fmt.Errorf("%s:%d: column %s: %w", path, line, d.Columns[i], err)
+			}
+		}
+		d.Rows = append(d.Rows, values)
+		if labelled {
+			switch strings.TrimSuffix(row[len(row)-1], ".0") {
+			case "0":
+				d.Labels = append(d.Labels, false)
+			case "1":
+				d.Labels = append(d.Labels, true)
+			default:
+				return d, fmt.Errorf("%s:%d: the label is %q, it must be 0 or 1", path, line, row[len(row)-1])
+			}
+		}
+	}
+	if len(d.Rows) == 0 {
+		return d, fmt.Errorf("%s has no rows", path)
+	}
+	return d, nil
+}
+
+// value is a number; what is empty or NaN is missing.
+func value(text string) (float64, error) {
+	if text == "" {
+		return math.NaN(), nil
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.IsInf(v, 0) {
+		return 0, fmt.Errorf("%q is not a number", text)
+	}
+	return v, nil
+}
+
+// cut says what the end of a truncated file means.
+func cut(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the file is cut off: %w", err)
+	}
+	return err
+}

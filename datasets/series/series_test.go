@@ -1,0 +1,92 @@
+package series
+
+import (
+	"bytes"
+	"compress/gzip"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func zip(t *testing.T, text string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write([]byte(text))
+	w.Close()
+	return b.Bytes()
+}
+
+func dir(t *testing.T, list, train, test string) string {
+	t.Helper()
+	d := t.TempDir()
+	for name, data := range map[string][]byte{"series.csv": []byte(list), "a.train.csv.gz": zip(t, train), "a.test.csv.gz": zip(t, test)} {
+		if err := os.WriteFile(filepath.Join(d, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+const list = "series,dims,vus_window,skip_rows,prefix_rows,prefix_vus_window\na,2,10,3,4,5\nb,2,7,,,\n"
+
+func TestReads(t *testing.T) {
+	all, err := Open(dir(t, list, "x,y\n1,2\n3,\n", "x,y,label\n5,6,0\n7,nan,1\n"))
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	a := all[0]
+	if a.Window != 10 || a.Skip != 3 || a.Prefix != 4 || a.PrefixWindow != 5 || all[1].Prefix != 0 {
+		t.Errorf("%+v", all)
+	}
+	train, err := a.Train()
+	if err != nil || len(train.Rows) != 2 || train.Rows[1][0] != 3 || !math.IsNaN(train.Rows[1][1]) || train.Labels != nil {
+		t.Errorf("%+v, %v", train, err)
+	}
+	test, err := a.Test()
+	if err != nil || len(test.Columns) != 2 || test.Labels[0] || !test.Labels[1] || !math.IsNaN(test.Rows[1][1]) {
+		t.Errorf("%+v, %v", test, err)
+	}
+	if _, err := all[1].Test(); err == nil {
+		t.Error("a file that is not there was read")
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	for name, c := range map[string]struct{ list, test, want string }{
+		"no column":       {"series\na\n", "", "vus_window"},
+		"bad window":      {"series,vus_window\na,x\n", "", "vus_window"},
+		"a path":          {"series,vus_window\n../a,5\n", "", "name of a series"},
+		"nothing":         {"series,vus_window\n", "", "no series"},
+		"ragged":          {list, "x,label\n1,0\n1\n", "wrong number of fields"},
+		"no label":        {list, "x,y\n1,0\n", "label"},
+		"label 2":         {list, "x,label\n1,2\n", "0 or 1"},
+		"not a number":    {list, "x,label\none,0\n", "not a number"},
+		"infinity":        {list, "x,label\ninf,0\n", "not a number"},
+		"no rows":         {list, "x,label\n", "no rows"},
+		"only the labels": {list, "label\n1\n", "columns"},
+		"empty":           {list, "", "cut off"},
+	} {
+		all, err := Open(dir(t, c.list, "x\n1\n", c.test))
+		if err == nil {
+			_, err = all[0].Test()
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	d := dir(t, list, "x\n1\n", "x,label\n1,0\n")
+	whole := zip(t, "x,label\n"+strings.Repeat("1.25,0\n", 5000))
+	if err := os.WriteFile(filepath.Join(d, "a.test.csv.gz"), whole[:len(whole)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, _ := Open(d)
+	if _, err := all[0].Test(); err == nil || !strings.Contains(err.Error(), "cut off") {
+		t.Errorf("half a file: %v", err)
+	}
+	if _, err := Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "series.csv") {
+		t.Errorf("no list: %v", err)
+	}
+}
