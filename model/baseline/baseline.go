@@ -3,8 +3,8 @@
 // of log1p(z²/9), so that each column's part is exact and no single column can
 // drown the others. The score becomes a tail probability by the peaks over a high
 // quantile of the scores seen while learning (Siffer et al., "Anomaly Detection in
-// Streams with Extreme Value Theory", KDD 2017, with the shape fixed at 0.1, since
-// minutes of learning do not suffice to estimate it).
+// Streams with Extreme Value Theory", KDD 2017). Minutes of learning do not suffice to
+// estimate the tail's shape, so it is set: 0.1, and the heavier the less was learned.
 package baseline
 
 import (
@@ -30,11 +30,11 @@ type Config struct {
 const leastLearn = 20
 
 const (
-	quantile  = 0.9  // of the learning scores, from where the tail begins
-	shape     = 0.1  // of the generalised Pareto tail
-	floorRate = 0.01 // least deviation, as a share of the mean's size
-	floor     = 1e-9 // least deviation, absolute
-	loud      = 1e-4 // tail probability from which a sample teaches nothing
+	quantile   = 0.9  // of the learning scores, from where the tail begins
+	leastShape = 0.1  // of the generalised Pareto tail
+	floorRate  = 0.01 // least deviation, as a share of the mean's size
+	floor      = 1e-9 // least deviation, absolute
+	loud       = 1e-4 // tail probability from which a sample teaches nothing
 )
 
 // Detector scores the samples of one host. It is not safe for concurrent use.
@@ -49,6 +49,7 @@ type Detector struct {
 	total  float64
 	base   float64 // score at the quantile
 	scale  float64 // of the peaks over it
+	shape  float64 // of the tail beyond
 }
 
 // New returns a detector of so many columns.
@@ -123,6 +124,7 @@ func (d *Detector) learn(x []float64) {
 
 func (d *Detector) calibrate() {
 	slices.Sort(d.scores)
+	d.shape = leastShape + 1/math.Sqrt(float64(len(d.scores)))
 	d.base = d.scores[int(quantile*float64(len(d.scores)-1))]
 	excess, n := 0.0, 0
 	for _, s := range d.scores {
@@ -144,7 +146,7 @@ func (d *Detector) tail(score float64) float64 {
 	if score <= d.base {
 		return 1 - quantile*score/max(d.base, 1e-300)
 	}
-	return (1 - quantile) * math.Pow(1+shape*(score-d.base)/d.scale, -1/shape)
+	return (1 - quantile) * math.Pow(1+d.shape*(score-d.base)/d.scale, -1/d.shape)
 }
 
 // Explain fills dst with each column's part of the last score and returns the
@@ -164,7 +166,7 @@ func (d *Detector) MarshalBinary() ([]byte, error) {
 	for _, n := range []int{d.cfg.Learn, len(d.mean), d.n, len(d.scores)} {
 		b = binary.LittleEndian.AppendUint32(b, uint32(n))
 	}
-	for _, list := range [][]float64{{d.cfg.Memory, d.base, d.scale}, d.mean, d.m2, d.seen, d.scores} {
+	for _, list := range [][]float64{{d.cfg.Memory, d.base, d.scale, d.shape}, d.mean, d.m2, d.seen, d.scores} {
 		for _, v := range list {
 			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(v))
 		}
@@ -187,7 +189,7 @@ func (d *Detector) UnmarshalBinary(b []byte) error {
 	if columns != len(d.mean) || learn < leastLearn || n > learn || scores > learn {
 		return fmt.Errorf("baseline detector: the saved state has %d columns, %d of %d samples and %d scores; the detector has %d columns", columns, n, learn, scores, len(d.mean))
 	}
-	if want := head + 8*(3+3*columns+scores); len(b) != want {
+	if want := head + 8*(4+3*columns+scores); len(b) != want {
 		return fmt.Errorf("baseline detector: the saved state is %d bytes long, not %d", len(b), want)
 	}
 	b = b[head:]
@@ -199,7 +201,7 @@ func (d *Detector) UnmarshalBinary(b []byte) error {
 		b = b[8*k:]
 		return out
 	}
-	fixed := next(3)
+	fixed := next(4)
 	mean, m2, seen, kept := next(columns), next(columns), next(columns), next(scores)
 	for _, list := range [][]float64{fixed, mean, m2, seen, kept} {
 		for _, v := range list {
@@ -209,7 +211,7 @@ func (d *Detector) UnmarshalBinary(b []byte) error {
 		}
 	}
 	d.cfg = Config{Learn: learn, Memory: fixed[0]}
-	d.base, d.scale, d.mean, d.m2, d.seen, d.n = fixed[1], fixed[2], mean, m2, seen, n
+	d.base, d.scale, d.shape, d.mean, d.m2, d.seen, d.n = fixed[1], fixed[2], fixed[3], mean, m2, seen, n
 	d.scores = append(make([]float64, 0, learn), kept...)
 	return nil
 }
