@@ -15,10 +15,11 @@ build: ## build bin/tardigrade
 run: build ## watch this machine and a simulated fleet on http://127.0.0.1:8080
 	bin/tardigrade serve --demo
 
-check: ## format, vet, staticcheck
+check: ## format, vet, staticcheck, tidy
 	@bad=$$(gofmt -l $(go_files)); [ -z "$$bad" ] || { echo "not formatted by gofmt:"; echo "$$bad"; exit 1; }
 	go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
+	go mod tidy -diff
 
 test: build ## install what the tests need, then run all of them
 	bash .ci/install-test-deps.sh
