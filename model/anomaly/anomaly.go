@@ -1,358 +1,333 @@
-// Package anomaly scores multivariate telemetry of a host against its own normal, one
-// sample at a time, by classical linear algebra on features that are made for it.
+// Package anomaly is the default detector of unusual samples: causal, one pass,
+// constant memory, no allocation for a sample once it has learned.
 //
-// Each column becomes a signed logarithmic z-score, e = sign(z)·3·log(1+|z|/3), so that no
-// single column drowns the others, with a floor under the deviation, so that a column
-// which hardly moved may move a little. Three unlike detectors look at that:
+// Each metric becomes a signed logarithmic z-score, 3·sign(z)·log1p(|z|/3), against
+// the learning period. From these, two parts are made, each a Mahalanobis distance
+// with a ridge, sqrt(rᵀ(C+ρI)⁻¹r):
 //
-//   - M, the Mahalanobis distance of the scores without their slow drift (an exponential
-//     mean over 1000 samples) and of their moving deviations over 5, 20 and 60 samples;
-//   - S, the Mahalanobis distance of the moving deviations alone;
-//   - V, the Mahalanobis distance of the error of a ridge vector autoregression of order 5.
+//   - spread: each metric's moving deviations over the last 5, 20 and 60 samples,
+//     which show that a metric has become restless, has jumped, or has gone quiet;
+//   - surprise: the residual of a ridge vector autoregression of order 4
+//     (Lütkepohl, "New Introduction to Multiple Time Series Analysis", 2005), which
+//     shows that the metrics have left their joint course.
 //
-// Each distance is scaled by its median and its 99th percentile in training; the score is
-// the weighted sum of log(1+max(0, ·)) over the three, plus its own exponential mean with a
-// half-life of 3 samples. A score uses no later sample.
+// A part counts in units of the way from its median to its 99th percentile while
+// learning; what is below the median counts nothing. The sum of the parts is divided
+// by 1 + half of its own slow mean (1,000 samples, each counted as at most 5), so that a
+// host which has become a bit louder for good is not called unusual for good. Half of an exponential
+// mean with a half-life of 10 samples is added, so that a score stays up through
+// an incident.
 //
-// The windows, ridges, weights and the half-life were chosen on the benchmark's own three
-// sets (SMD, ASD, JS2), so their figures in docs/anomaly.md are not those of unseen data; one
-// setting serves all.
+// The score becomes a tail probability by the peaks over the 0.9 quantile (Siffer
+// et al., "Anomaly Detection in Streams with Extreme Value Theory", KDD 2017) of
+// scores that the model had not learned from: of the last quarter of the learning
+// period under a model of the first three quarters.
+//
+// # Explanation
+//
+// A Mahalanobis distance splits exactly: rᵀAr is the sum over i of rᵢ(Ar)ᵢ. So each
+// metric has a share of each part, and the shares are carried through the division
+// and the exponential mean, both of which are linear in them. A share is
+// negative where a metric makes the others' departure more ordinary.
+//
+// # What was tuned on what
+//
+// The windows, the floors, the ridges and the combination were chosen by the mean
+// VUS-PR over four settings at once: the Server Machine Dataset's prefix protocol
+// (7 machines), its split protocol (10), the Application Server Dataset (6) and
+// JumpStarter's second set (20), one setting for all series. The figures that the
+// evaluation prints on these sets are therefore of data that the setting has seen; no
+// label is read by the detector itself.
+//
+// What did not help: an adaptive mean and covariance that go on
+// learning, the plain z-score's Mahalanobis distance as a third part, smoothing with
+// half-lives beyond 20 samples except on JumpStarter's set, peak holding, profiles of the
+// score by time of day, and longer windows than 60 samples.
 package anomaly
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
-	"gonum.org/v1/gonum/blas"
-	"gonum.org/v1/gonum/blas/blas64"
-	"gonum.org/v1/gonum/mat"
+	"gonum.org/v1/gonum/blas/gonum"
 )
+
+// Config sets up a [Detector].
+type Config struct {
+	// Learn is how many samples are watched before the scores count, at least 20
+	// and at most 65,536. They are kept until they have been learned.
+	Learn int
+	// Memory is the number of samples over which the tail of the scores is
+	// forgotten to 1/e; 0 means 20,000.
+	Memory float64
+}
 
 const (
-	floor    = 0.01 // least deviation, as a share of the mean's size or of 1
-	drift    = 1000 // samples of the slow exponential mean
-	order    = 5    // of the autoregression
-	ridgeM   = 0.12
-	ridgeS   = 0.03
-	ridgeVAR = 0.01 // of the regression, for each sample
-	ridgeV   = 0.05 // of its residuals
-	halfLife = 3    // samples
-	parts    = 3
-	// leastRows is what a fit needs.
-	leastRows = 100
+	leastLearn  = 20
+	mostLearn   = 1 << 16
+	mostColumns = 512
+
+	order      = 4    // of the autoregression
+	window     = 60   // samples kept
+	ridge      = 0.01 // of both covariances and of the regression
+	floor      = 0.03 // least deviation of a metric, absolute
+	floorRate  = 0.01 // least deviation, as a share of the mean's size
+	bend       = 3    // z-score around which the logarithm begins
+	steps      = 256  // of the stored logarithmic z-score per unit
+	slowTau    = 1000 // samples of the slow mean of the score
+	slowWeight = 0.5
+	slowCap    = 5
+	holdHalf   = 10 // samples
+	holdWeight = 0.5
+
+	quantile = 0.9  // of the scores, from where the tail begins
+	shape    = 0.1  // of the generalised Pareto tail
+	loud     = 1e-4 // tail probability from which a sample teaches nothing
 )
 
-// windows are those of the moving deviations, in samples.
-var windows = [...]int{5, 20, 60}
+var (
+	windows  = [...]int{5, 20, window}
+	holdRate = 1 - math.Exp2(-1.0/holdHalf)
+	blas     gonum.Implementation
+)
 
-const longest = 60 // of the windows
+// Detector scores the samples of one host. It is not safe for concurrent use.
+type Detector struct {
+	cfg     Config
+	columns int
 
-// weights of M, S and V: M has what S has, and more.
-var weights = [parts]float64{0.5, 1, 1}
-
-// Model is the normal of a host, or of many that are alike. It does not change and may be
-// shared by scorers.
-type Model struct {
-	columns     int
-	mean, sd    []float64
-	motion      *distance // M
-	volatility  *distance // S
-	residual    *distance // V
-	regression  *mat.Dense
-	median, top [parts]float64
+	live *Scorer // of the first columns; nil until something was learned
+	tail peaks
+	done bool      // the learning period is over
+	rows []float32 // what is to be learned, row by row; nil when nothing is
 }
 
-// distance is a Mahalanobis distance: the length of inverse·(x - mean).
-type distance struct {
-	mean    []float64
-	inverse blas64.Triangular
+// New returns a detector of so many columns, at most 512.
+func New(columns int, cfg Config) (*Detector, error) {
+	if cfg.Memory == 0 {
+		cfg.Memory = 20_000
+	}
+	if cfg.Learn < leastLearn || cfg.Learn > mostLearn || !(cfg.Memory >= 1) || math.IsInf(cfg.Memory, 0) {
+		return nil, fmt.Errorf("anomaly detector: %d samples to learn and a memory of %v samples: %d to %d and at least 1 are needed", cfg.Learn, cfg.Memory, leastLearn, mostLearn)
+	}
+	d := &Detector{cfg: cfg}
+	return d, d.Grow(columns)
 }
 
-func newDistance(rows [][]float64, ridge float64) (*distance, error) {
-	d, n := len(rows[0]), len(rows)
-	x := mat.NewDense(n, d, nil)
-	mean := make([]float64, d)
-	for _, r := range rows {
-		for j, v := range r {
-			mean[j] += v / float64(n)
+// Grow adds columns. What was learned goes on scoring the columns that it knows,
+// while a learning period of calm samples passes for all of them.
+func (d *Detector) Grow(columns int) error {
+	if columns < d.columns || columns > mostColumns {
+		return fmt.Errorf("anomaly detector: %d columns cannot become %d: they can only grow, to %d at most", d.columns, columns, mostColumns)
+	}
+	if columns == d.columns {
+		return nil
+	}
+	had := len(d.rows) / max(d.columns, 1)
+	rows := make([]float32, 0, d.cfg.Learn*columns)
+	for r := range had {
+		rows = append(rows, d.rows[r*d.columns:(r+1)*d.columns]...)
+		for range columns - d.columns {
+			rows = append(rows, float32(math.NaN()))
 		}
 	}
-	for i, r := range rows {
-		row := x.RawRowView(i)
-		for j, v := range r {
-			row[j] = v - mean[j]
-		}
-	}
-	cov := mat.NewSymDense(d, nil)
-	cov.SymOuterK(1/float64(n), x.T())
-	for j := range d {
-		cov.SetSym(j, j, cov.At(j, j)+ridge)
-	}
-	var c mat.Cholesky
-	if !c.Factorize(cov) {
-		return nil, errors.New("the covariance cannot be factorised")
-	}
-	var lower mat.TriDense
-	c.LTo(&lower)
-	inverse := mat.NewTriDense(d, mat.Lower, nil)
-	if err := inverse.InverseTri(&lower); err != nil {
-		var bad mat.Condition
-		if !errors.As(err, &bad) || math.IsInf(float64(bad), 0) {
-			return nil, fmt.Errorf("invert the covariance: %w", err)
-		}
-	}
-	return &distance{mean: mean, inverse: inverse.RawTriangular()}, nil
+	d.rows, d.columns = rows, columns
+	return nil
 }
 
-// of overwrites x.
-func (d *distance) of(x []float64) float64 {
-	for j := range x {
-		x[j] -= d.mean[j]
-	}
-	v := blas64.Vector{N: len(x), Inc: 1, Data: x}
-	blas64.Trmv(blas.NoTrans, d.inverse, v)
-	return blas64.Nrm2(v)
-}
-
-// Fit learns the normal from samples in order, at least 100, each with the same number of
+// Fit learns the normal from samples in order, at least 20, each with the same number of
 // values; NaN is missing.
 func Fit(rows [][]float64) (*Model, error) {
-	if len(rows) < leastRows {
-		return nil, fmt.Errorf("anomaly model: %d samples to learn from, at least %d are needed", len(rows), leastRows)
+	flat, columns, err := flatten(rows)
+	if err != nil {
+		return nil, err
 	}
-	d := len(rows[0])
-	if d == 0 {
-		return nil, errors.New("anomaly model: samples without values")
+	m, _, err := fit(flat, columns)
+	return m, err
+}
+
+func flatten(rows [][]float64) (flat []float32, columns int, err error) {
+	if len(rows) < leastLearn {
+		return nil, 0, fmt.Errorf("anomaly model: %d samples to learn from, at least %d are needed", len(rows), leastLearn)
 	}
+	columns = len(rows[0])
+	if columns == 0 || columns > mostColumns {
+		return nil, 0, fmt.Errorf("anomaly model: samples of %d values: 1 to %d are possible", columns, mostColumns)
+	}
+	flat = make([]float32, 0, len(rows)*columns)
 	for i, r := range rows {
-		if len(r) != d {
-			return nil, fmt.Errorf("anomaly model: sample %d has %d values, the first has %d", i, len(r), d)
+		if len(r) != columns {
+			return nil, 0, fmt.Errorf("anomaly model: sample %d has %d values, the first has %d", i, len(r), columns)
+		}
+		for _, v := range r {
+			flat = append(flat, narrow(v))
 		}
 	}
-	m := &Model{columns: d, mean: make([]float64, d), sd: make([]float64, d)}
-	for j := range d {
-		sum, square, n := 0.0, 0.0, 0.0
-		for _, r := range rows {
-			if !math.IsNaN(r[j]) && !math.IsInf(r[j], 0) {
-				sum += r[j]
-				n++
+	return flat, columns, nil
+}
+
+// Fit learns the rows as [Fit] does, and ends the learning period. What was learned
+// before is forgotten.
+func (d *Detector) Fit(rows [][]float64) error {
+	flat, columns, err := flatten(rows)
+	if err != nil {
+		return err
+	}
+	if columns != d.columns {
+		return fmt.Errorf("anomaly detector: samples of %d values for %d columns", columns, d.columns)
+	}
+	if err := d.learn(flat); err != nil {
+		return err
+	}
+	d.rows, d.done = nil, true
+	return nil
+}
+
+// Observe scores a sample; NaN and infinities are missing, and so is what is left
+// out at the end. learned is the share of the learning period that is done, and
+// tail the probability that a healthy host's sample is at least as unusual. While learning, tail is 1 at
+// first, and then never below what so few samples can tell.
+func (d *Detector) Observe(_ time.Time, x []float64) (learned, tail float64) {
+	tail = 1
+	if d.live != nil {
+		score := d.live.Score(x)
+		tail = d.tail.of(score)
+		if tail > loud {
+			d.tail.adapt(score, d.cfg.Memory)
+		}
+	}
+	if d.columns == 0 || d.rows == nil {
+		return 1, tail
+	}
+	n := len(d.rows) / d.columns
+	if !d.done {
+		tail = max(tail, min(1, 2/float64(max(n, 1))))
+	}
+	if !d.done || tail > loud {
+		for i := range d.columns {
+			v := math.NaN()
+			if i < len(x) {
+				v = x[i]
+			}
+			d.rows = append(d.rows, narrow(v))
+		}
+		n++
+		// The early models come at 32, 64, 128, ... samples.
+		if n == d.cfg.Learn || (!d.done && n >= 32 && n&(n-1) == 0) {
+			if err := d.learn(d.rows); err == nil && n == d.cfg.Learn {
+				d.rows, d.done = nil, true
+			} else if n == d.cfg.Learn {
+				d.rows = d.rows[:0]
 			}
 		}
-		if n > 0 {
-			m.mean[j] = sum / n
-		}
-		for _, r := range rows {
-			if !math.IsNaN(r[j]) && !math.IsInf(r[j], 0) {
-				square += (r[j] - m.mean[j]) * (r[j] - m.mean[j])
-			}
-		}
-		m.sd[j] = max(math.Sqrt(square/max(n, 1)), floor*max(1, math.Abs(m.mean[j])))
 	}
-	f := newFeatures(d)
-	motion, volatility, scores := make([][]float64, len(rows)), make([][]float64, len(rows)), make([][]float64, len(rows))
-	for i, r := range rows {
-		f.add(m, r)
-		scores[i] = slices.Clone(f.score)
-		motion[i] = slices.Clone(f.motion)
-		volatility[i] = motion[i][d:]
+	if d.done {
+		return 1, tail
 	}
-	var err error
-	if m.motion, err = newDistance(motion, ridgeM); err != nil {
-		return nil, fmt.Errorf("anomaly model: %w", err)
-	}
-	if m.volatility, err = newDistance(volatility, ridgeS); err != nil {
-		return nil, fmt.Errorf("anomaly model: %w", err)
-	}
-	if err := m.regress(scores); err != nil {
-		return nil, fmt.Errorf("anomaly model: %w", err)
-	}
-	// How large the distances are in training.
-	s := m.Scorer()
-	var seen [parts][]float64
-	for _, r := range rows {
-		for p, v := range s.distances(r) {
-			seen[p] = append(seen[p], v)
-		}
-	}
-	for p := range seen {
-		slices.Sort(seen[p])
-		m.median[p] = seen[p][int(0.5*float64(len(rows)-1))]
-		m.top[p] = seen[p][int(0.99*float64(len(rows)-1))]
-	}
-	return m, nil
+	return float64(n) / float64(d.cfg.Learn), tail
 }
 
-// regress fits the autoregression to the scores and the distance to its errors.
-func (m *Model) regress(scores [][]float64) error {
-	d, n := m.columns, len(scores)-order
-	width := d*order + 1
-	x, y := mat.NewDense(n, width, nil), mat.NewDense(n, d, nil)
-	for i := range n {
-		row := x.RawRowView(i)
-		row[0] = 1
-		for lag := range order {
-			copy(row[1+lag*d:], scores[i+order-1-lag])
-		}
-		copy(y.RawRowView(i), scores[i+order])
-	}
-	gram := mat.NewSymDense(width, nil)
-	gram.SymOuterK(1, x.T())
-	for j := range width {
-		r := ridgeVAR
-		if j == 0 {
-			r = 1e-6 // the constant is not shrunk
-		}
-		gram.SetSym(j, j, gram.At(j, j)+r*float64(n))
-	}
-	var right mat.Dense
-	right.Mul(x.T(), y)
-	var c mat.Cholesky
-	if !c.Factorize(gram) {
-		return errors.New("the regression cannot be solved")
-	}
-	m.regression = mat.NewDense(width, d, nil)
-	if err := c.SolveTo(m.regression, &right); err != nil {
-		var bad mat.Condition
-		if !errors.As(err, &bad) || math.IsInf(float64(bad), 0) {
-			return fmt.Errorf("solve the regression: %w", err)
-		}
-	}
-	var predicted mat.Dense
-	predicted.Mul(x, m.regression)
-	errs := make([][]float64, n)
-	for i := range errs {
-		errs[i] = make([]float64, d)
-		for j := range d {
-			errs[i][j] = y.At(i, j) - predicted.At(i, j)
-		}
-	}
-	var err error
-	m.residual, err = newDistance(errs, ridgeV)
-	return err
-}
-
-// features are what the detectors look at, kept up sample by sample.
-type features struct {
-	n     int
-	score []float64 // e of the newest sample
-	slow  []float64
-	// ring has e of the last samples; the newest is at n-1 modulo its length.
-	ring           [][]float64
-	sum, square    [len(windows)][]float64
-	motion, lagged []float64
-}
-
-func newFeatures(d int) *features {
-	f := &features{score: make([]float64, d), slow: make([]float64, d), motion: make([]float64, d*(1+len(windows))), lagged: make([]float64, d*order+1)}
-	f.ring = make([][]float64, longest+1)
-	for i := range f.ring {
-		f.ring[i] = make([]float64, d)
-	}
-	for w := range windows {
-		f.sum[w], f.square[w] = make([]float64, d), make([]float64, d)
+// narrow makes what is not finite missing.
+func narrow(v float64) float32 {
+	f := float32(v)
+	if math.IsInf(float64(f), 0) {
+		return float32(math.NaN())
 	}
 	return f
 }
 
-func (f *features) at(i int) []float64 { return f.ring[i%len(f.ring)] }
+// learn replaces model, live and tail by what the rows tell; after an error they
+// are as they were.
+func (d *Detector) learn(rows []float32) error {
+	n := len(rows) / d.columns
+	first := n * 3 / 4
+	_, l, err := fit(rows[:first*d.columns], d.columns)
+	if err != nil {
+		return err
+	}
+	x := make([]float64, d.columns)
+	held := make([]float64, 0, n-first)
+	for r := first; r < n; r++ {
+		for i, v := range rows[r*d.columns : (r+1)*d.columns] {
+			x[i] = float64(v)
+		}
+		held = append(held, l.Score(x))
+	}
+	if _, l, err = fit(rows, d.columns); err != nil {
+		return err
+	}
+	d.live, d.tail = l, newPeaks(held)
+	return nil
+}
 
-// add takes the next sample.
-func (f *features) add(m *Model, x []float64) {
-	d := m.columns
-	// What came before is what the next is predicted from.
-	f.lagged[0] = 1
-	for lag := range order {
-		if f.n > lag {
-			copy(f.lagged[1+lag*d:], f.at(f.n-1-lag))
-		} else if f.n > 0 {
-			copy(f.lagged[1+lag*d:], f.at(0))
-		}
-	}
-	e := f.at(f.n)
-	for w, length := range windows {
-		if f.n >= length {
-			for j, v := range f.at(f.n - length) {
-				f.sum[w][j] -= v
-				f.square[w][j] -= v * v
-			}
-		}
-	}
-	for j, v := range x {
-		z := (v - m.mean[j]) / m.sd[j]
-		if math.IsNaN(z) || math.IsInf(z, 0) {
-			z = 0 // what is missing says nothing
-		}
-		e[j] = math.Copysign(3*math.Log1p(math.Abs(z)/3), z)
-	}
-	copy(f.score, e)
-	if f.n == 0 {
-		copy(f.slow, e)
-		for lag := range order {
-			copy(f.lagged[1+lag*d:], e)
-		}
-	}
-	weight := max(1.0/drift, 1/float64(f.n+1))
-	for j, v := range e {
-		f.motion[j] = v - f.slow[j]
-		f.slow[j] += weight * (v - f.slow[j])
-	}
-	f.n++
-	for w, length := range windows {
-		k := float64(min(f.n, length))
-		out := f.motion[d*(1+w) : d*(2+w)]
-		for j, v := range e {
-			f.sum[w][j] += v
-			f.square[w][j] += v * v
-			mean := f.sum[w][j] / k
-			out[j] = math.Sqrt(max(0, f.square[w][j]/k-mean*mean))
-		}
+// Reset forgets the last minutes but not what was learned: for the first sample
+// after a pause, as of maintenance or a restart of the host.
+func (d *Detector) Reset() {
+	if d.live != nil {
+		d.live = d.live.m.Scorer()
 	}
 }
 
-// Scorer scores the samples of one host, in order. It is not safe for concurrent use.
-type Scorer struct {
-	m          *Model
-	f          *features
-	motion     []float64
-	volatility []float64
-	residual   []float64
-	mean       float64
-	n          int
+// Explain fills dst, of as many values as there are columns, with each column's
+// part of the last score and returns the score, which is the sum of the parts. Both are 0 before
+// anything was learned.
+func (d *Detector) Explain(dst []float64) float64 {
+	clear(dst)
+	if d.live == nil {
+		return 0
+	}
+	return d.live.Explain(dst)
 }
 
-// Scorer returns one at the begin of a stream.
-func (m *Model) Scorer() *Scorer {
-	d := m.columns
-	return &Scorer{m: m, f: newFeatures(d), motion: make([]float64, d*(1+len(windows))), volatility: make([]float64, d*len(windows)), residual: make([]float64, d)}
+// Bytes is the memory that the detector holds: of its model and of all else.
+func (d *Detector) Bytes() (model, state int) {
+	state = 4 * cap(d.rows)
+	if d.live != nil {
+		model, state = d.live.m.Bytes(), state+d.live.Bytes()
+	}
+	return model, state
 }
 
-func (s *Scorer) distances(x []float64) [parts]float64 {
-	d := s.m.columns
-	s.f.add(s.m, x)
-	copy(s.motion, s.f.motion)
-	copy(s.volatility, s.f.motion[d:])
-	copy(s.residual, s.f.score)
-	blas64.Gemv(blas.Trans, -1, s.m.regression.RawMatrix(), blas64.Vector{N: len(s.f.lagged), Inc: 1, Data: s.f.lagged}, 1, blas64.Vector{N: d, Inc: 1, Data: s.residual})
-	return [parts]float64{s.m.motion.of(s.motion), s.m.volatility.of(s.volatility), s.m.residual.of(s.residual)}
+// peaks is the distribution of the score: uniform below base, the quantile, and a
+// generalised Pareto tail above it.
+type peaks struct{ base, scale float64 }
+
+func newPeaks(scores []float64) peaks {
+	s := slices.Clone(scores)
+	slices.Sort(s)
+	p := peaks{base: s[int(quantile*float64(len(s)-1))]}
+	excess, n := 0.0, 0
+	for _, v := range s {
+		if v > p.base {
+			excess += v - p.base
+			n++
+		}
+	}
+	// With few peaks the scale is uncertain: it is widened by one standard error.
+	p.scale = max(0.05*p.base, 0.05)
+	if n > 0 {
+		p.scale = max(p.scale, excess/float64(n)*(1+1/math.Sqrt(float64(n))))
+	}
+	return p
 }
 
-// Score takes the next sample, which has as many values as those that the model was
-// fitted to, NaN being missing; it panics otherwise. The score is 0 or more, 2 or so at the
-// edge of what is normal.
-func (s *Scorer) Score(x []float64) float64 {
-	if len(x) != s.m.columns {
-		panic(fmt.Sprintf("anomaly: a sample of %d values for a model of %d", len(x), s.m.columns))
+// of is the probability of a score at least as large.
+func (p peaks) of(score float64) float64 {
+	if score <= p.base {
+		return 1 - quantile*max(score, 0)/max(p.base, 1e-300)
 	}
-	now := 0.0
-	for p, v := range s.distances(x) {
-		now += weights[p] * math.Log1p(max(0, (v-s.m.median[p])/(s.m.top[p]-s.m.median[p]+1e-9)))
+	return (1 - quantile) * math.Pow(1+shape*(score-p.base)/p.scale, -1/shape)
+}
+
+// adapt moves the quantile and the scale by one score's worth.
+func (p *peaks) adapt(score, memory float64) {
+	if score <= p.base {
+		p.base = max(0, p.base-(1-quantile)*p.scale/memory*10)
+		return
 	}
-	if s.n == 0 {
-		s.mean = now
-	}
-	s.n++
-	s.mean += (1 - math.Exp2(-1.0/halfLife)) * (now - s.mean)
-	return now + s.mean
+	excess := min(score-p.base, 5*p.scale)
+	p.base += quantile * p.scale / memory * 10
+	p.scale = max(p.scale+(excess-p.scale)/(memory*(1-quantile)), 0.05)
 }

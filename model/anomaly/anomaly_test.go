@@ -20,7 +20,7 @@ func host(r *rand.Rand, n, columns int) [][]float64 {
 	return out
 }
 
-func quantile(t *testing.T, m *Model, rows [][]float64, q float64) float64 {
+func quantileOf(t *testing.T, m *Model, rows [][]float64, q float64) float64 {
 	t.Helper()
 	s := m.Scorer()
 	best := make([]float64, 0, len(rows))
@@ -47,7 +47,7 @@ func TestSeesWhatIsUnusual(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	usual := quantile(t, m, host(r, 2000, 6), 0.99)
+	usual := quantileOf(t, m, host(r, 2000, 6), 0.99)
 	for name, change := range map[string]func(i int, x []float64){
 		"a level":              func(_ int, x []float64) { x[2] += 3 },
 		"a broken correlation": func(_ int, x []float64) { x[4] = 7 - x[4] },

@@ -1,0 +1,238 @@
+package anomaly
+
+import "math"
+
+// gauss is one part: a Mahalanobis distance and what it is while learning.
+type gauss struct {
+	mean      []float32
+	precision []float32 // lower triangle with the diagonal, row by row
+	median    float64
+	scale     float64 // 99th percentile minus median
+}
+
+// Model is the normal of a host, or of many that are alike. It does not change and may
+// be shared by scorers.
+type Model struct {
+	columns  int
+	mean     []float32
+	inverse  []float32 // of the deviation; 0 for a column that was never there
+	coef     []float32 // for each column: of order samples, the latest first, and the constant
+	spread   gauss     // of the moving deviations, a window after the other
+	surprise gauss
+	slow     float64 // mean of the parts' sum, at the end of learning
+}
+
+// Bytes is the memory that the model holds.
+func (m *Model) Bytes() int {
+	n := len(m.mean) + len(m.inverse) + len(m.coef)
+	for _, g := range []*gauss{&m.spread, &m.surprise} {
+		n += len(g.mean) + len(g.precision)
+	}
+	return 4 * n
+}
+
+// Scorer scores the samples of one host, in order. It is not safe for concurrent use.
+type Scorer struct {
+	m *Model
+
+	ring   []int16 // window rows of logarithmic z-scores
+	head   int     // the latest row
+	seen   int     // samples, up to window
+	sum    [len(windows)][]int32
+	square [len(windows)][]int64
+	slow   float64
+	held   []float64 // exponential mean of the parts
+	parts  []float64 // of the last score
+	total  float64
+
+	lags, feature, residual, product []float32
+	absent                           []bool
+}
+
+// Scorer returns one at the begin of a stream.
+func (m *Model) Scorer() *Scorer {
+	columns := m.columns
+	l := &Scorer{
+		m: m, slow: m.slow, parts: make([]float64, columns),
+		ring: make([]int16, window*columns), held: make([]float64, columns),
+		lags: make([]float32, order*columns+1), feature: make([]float32, len(windows)*columns),
+		residual: make([]float32, columns), product: make([]float32, len(windows)*columns), absent: make([]bool, columns),
+	}
+	for k := range windows {
+		l.sum[k], l.square[k] = make([]int32, columns), make([]int64, columns)
+	}
+	return l
+}
+
+// Bytes is the memory that the scorer holds beside its model.
+func (l *Scorer) Bytes() int {
+	c := len(l.held)
+	return 2*len(l.ring) + len(windows)*12*c + 17*c + 4*(len(l.lags)+len(l.feature)+len(l.residual)+len(l.product))
+}
+
+// row is the row so many samples ago.
+func (l *Scorer) row(ago int) []int16 {
+	r := l.head - ago
+	if r < 0 {
+		r += window
+	}
+	c := len(l.held)
+	return l.ring[r*c : (r+1)*c]
+}
+
+// push takes in a sample: lags become the samples before it, residual its logarithmic
+// z-scores, and feature the moving deviations with it.
+func (l *Scorer) push(x []float64) {
+	m := l.m
+	c := m.columns
+	last := l.row(0)
+	var before [len(windows)][]int16
+	if l.seen > 0 {
+		for k := range order {
+			for i, q := range l.row(k) {
+				l.lags[k*c+i] = float32(q) * (1.0 / steps)
+			}
+		}
+		for k, w := range windows {
+			before[k] = l.row(w - 1)
+		}
+	}
+	l.lags[order*c] = 1
+	l.head = (l.head + 1) % window
+	now := l.row(0)
+	for i := range c {
+		v := math.NaN()
+		if i < len(x) {
+			v = x[i]
+		}
+		q := last[i]
+		z := (v - float64(m.mean[i])) * float64(m.inverse[i])
+		if l.absent[i] = math.IsNaN(z) || math.IsInf(v, 0); !l.absent[i] {
+			y := math.Copysign(bend*math.Log1p(math.Abs(z)/bend), z)
+			q = int16(math.RoundToEven(max(-127, min(127, y)) * steps))
+		}
+		l.residual[i] = float32(q) * (1.0 / steps)
+		n := int64(q)
+		for k := range windows {
+			if l.seen > 0 {
+				o := int64(before[k][i])
+				l.sum[k][i] += int32(n - o)
+				l.square[k][i] += n*n - o*o
+				w := int64(windows[k])
+				s := int64(l.sum[k][i])
+				l.feature[k*c+i] = float32(math.Sqrt(float64(w*l.square[k][i]-s*s))) / float32(w*steps)
+			} else {
+				l.sum[k][i] = int32(n) * int32(windows[k])
+				l.square[k][i] = n * n * int64(windows[k])
+				l.feature[k*c+i] = 0
+			}
+		}
+		now[i] = q
+	}
+	if l.seen++; l.seen == 1 {
+		// The first sample stands for those before it.
+		for r := range window {
+			copy(l.ring[r*c:(r+1)*c], now)
+		}
+		for k := range order {
+			copy(l.lags[k*c:(k+1)*c], l.residual)
+		}
+	}
+	l.seen = min(l.seen, window)
+	if m.spread.mean == nil {
+		return
+	}
+	for k, w := range windows {
+		if l.seen < w { // too young to be judged
+			copy(l.feature[k*c:(k+1)*c], m.spread.mean[k*c:(k+1)*c])
+		}
+	}
+}
+
+// predict takes the forecast off the residual. What is missing has no residual.
+func (l *Scorer) predict() {
+	m := l.m
+	p := len(l.lags)
+	for i := range m.columns {
+		if l.absent[i] {
+			l.residual[i] = 0
+			continue
+		}
+		l.residual[i] -= blas.Sdot(p, m.coef[i*p:(i+1)*p], 1, l.lags, 1)
+	}
+}
+
+// distance centres x and returns its Mahalanobis distance; product becomes the
+// precision times x.
+func (g *gauss) distance(x, product []float32) float64 {
+	for i, v := range g.mean {
+		x[i] -= v
+	}
+	at := 0
+	for i, v := range x {
+		row := g.precision[at : at+i+1]
+		at += i + 1
+		product[i] = blas.Sdot(i+1, row, 1, x, 1)
+		if i > 0 {
+			blas.Saxpy(i, v, row, 1, product, 1)
+		}
+	}
+	return math.Sqrt(max(0, float64(blas.Sdot(len(x), x, 1, product, 1))))
+}
+
+// units is the distance in units of the learning period.
+func (g *gauss) units(distance float64) float64 {
+	return max(0, (distance-g.median)/g.scale)
+}
+
+// split adds each column's part of the value to parts.
+func split(value float64, x, product []float32, parts []float64) {
+	if value == 0 {
+		return
+	}
+	q := 0.0
+	for i, v := range x {
+		q += float64(v) * float64(product[i])
+	}
+	if q <= 0 {
+		return
+	}
+	k, c := value/q, len(parts)
+	for at := 0; at < len(x); at += c {
+		p := product[at:]
+		for i, v := range x[at : at+c] {
+			parts[i] += k * float64(v) * float64(p[i])
+		}
+	}
+}
+
+// Score takes the next sample; NaN and infinities are missing, and so is what is left
+// out at the end. The score is 0 where all is as while learning, has no unit, and is
+// about 1 at the edge of what is normal.
+func (l *Scorer) Score(x []float64) float64 {
+	m, parts := l.m, l.parts
+	clear(parts)
+	l.push(x)
+	l.predict()
+	spread := m.spread.units(m.spread.distance(l.feature, l.product))
+	split(spread, l.feature, l.product, parts)
+	surprise := m.surprise.units(m.surprise.distance(l.residual, l.product[:m.columns]))
+	split(surprise, l.residual, l.product[:m.columns], parts)
+	k := 1 / (1 + slowWeight*l.slow)
+	l.slow += (min(spread+surprise, slowCap) - l.slow) / slowTau
+	l.total = 0
+	for i, p := range parts {
+		p *= k
+		l.held[i] += holdRate * (p - l.held[i])
+		parts[i] = p + holdWeight*l.held[i]
+		l.total += parts[i]
+	}
+	return l.total
+}
+
+// Explain fills dst, of as many values as the model has columns, with each column's part
+// of the last score and returns the score, which is the sum of the parts.
+func (l *Scorer) Explain(dst []float64) float64 {
+	copy(dst, l.parts)
+	return l.total
+}
