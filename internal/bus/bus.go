@@ -44,6 +44,9 @@ const (
 	subjectDead     = "tg.dead."
 )
 
+// shutdownLimit bounds the end of the embedded server.
+const shutdownLimit = 20 * time.Second
+
 // controlUser is the name under which the control plane itself connects to its
 // embedded server.
 const controlUser = "control"
@@ -191,8 +194,19 @@ func (b *Bus) Close() {
 		b.Conn.Close()
 	}
 	if b.server != nil {
-		b.server.Shutdown()
-		b.server.WaitForShutdown()
+		// A server whose disk fails may not come to an end; what it has on disk is as
+		// after a crash then.
+		ended := make(chan struct{})
+		go func() {
+			b.server.Shutdown()
+			b.server.WaitForShutdown()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(shutdownLimit):
+			b.log.Error("the bus did not shut down in time", "limit", shutdownLimit)
+		}
 	}
 }
 

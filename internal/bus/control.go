@@ -130,7 +130,8 @@ func (b *Bus) decode(d *Decoder, m jetstream.Msg) []fleet.Sample {
 }
 
 // History reads the samples of one host in [from, to) from the stream's
-// retention, in order, until each returns false.
+// retention, in the order in which they came, until each returns false: one that was
+// late comes after newer ones.
 func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time, each func(fleet.Sample) bool) error {
 	s, err := b.JS.Stream(ctx, StreamSamples)
 	if err != nil {
@@ -163,10 +164,7 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 		for m := range batch.Messages() {
 			n++
 			for _, sample := range b.decode(&d, m) {
-				if !sample.Time.Before(to) {
-					return nil
-				}
-				if !sample.Time.Before(from) && !each(sample) {
+				if sample.Time.Before(to) && !sample.Time.Before(from) && !each(sample) {
 					return nil
 				}
 			}

@@ -16,7 +16,7 @@ const (
 	// mostReserve bounds the reserve, which is a fifth of the file system.
 	mostReserve = 128 << 20
 	// spaceEvery is how often the disk is looked at.
-	spaceEvery = 250 * time.Millisecond
+	spaceEvery = 100 * time.Millisecond
 )
 
 // WatchSpace looks after the disk of the embedded server until ctx ends. With an

@@ -18,7 +18,7 @@ import (
 // TestAFullDisk fills a file system of the test's own.
 func TestAFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=96m"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=400m"); err != nil {
 		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
@@ -29,7 +29,7 @@ func TestAFullDisk(t *testing.T) {
 	defer func() { cancel(); <-done }()
 
 	ballast := filepath.Join(dir, "ballast")
-	if err := os.WriteFile(ballast, bytes.Repeat([]byte{1}, 64<<20), 0o600); err != nil {
+	if err := os.WriteFile(ballast, bytes.Repeat([]byte{1}, 290<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	// Noise does not compress.
@@ -42,7 +42,9 @@ func TestAFullDisk(t *testing.T) {
 		for i := range s.Values {
 			s.Values[i] = r.NormFloat64()
 		}
-		return publish(t.Context(), b, s)
+		limited, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return publish(limited, b, s)
 	}
 	var err error
 	for end := time.Now().Add(time.Minute); err == nil; taken++ {

@@ -21,7 +21,7 @@ type history interface {
 }
 
 // streamHistory reads what the stream of samples still has. Its rows come in the order of
-// time, all series of an instant together.
+// time, all series of an instant together, but for single values that came late.
 type streamHistory struct {
 	bus *bus.Bus
 	// hosts lists the hosts, for queries about all of them.
@@ -35,7 +35,7 @@ func (h streamHistory) Query(ctx context.Context, host fleet.HostID, metrics []s
 	}
 	return func(yield func(influx.Row, error) bool) {
 		for _, id := range hosts {
-			w := windows{host: id, step: step, from: from, yield: yield, sums: make(map[string]*mean)}
+			w := windows{host: id, step: step, from: from, yield: yield, open: make(map[time.Time]map[string]*mean)}
 			err := h.bus.History(ctx, id, from, to, func(s fleet.Sample) bool {
 				for i, name := range s.Schema.Names() {
 					if v := s.Values[i]; v == v && wanted(metrics, name) && !w.add(s.Time, name, v) {
@@ -44,7 +44,7 @@ func (h streamHistory) Query(ctx context.Context, host fleet.HostID, metrics []s
 				}
 				return true
 			})
-			if w.stopped || err == nil && !w.flush() {
+			if w.stopped || err == nil && !w.flush(to.Add(1)) {
 				return
 			}
 			if err != nil {
@@ -63,14 +63,18 @@ func wanted(metrics []string, series string) bool {
 	})
 }
 
+// lateness is how much later than newer samples one may come and still count in its
+// window.
+const lateness = time.Hour
+
 // windows averages the series of a host over windows of time.
 type windows struct {
 	host    fleet.HostID
 	step    time.Duration
 	from    time.Time
 	yield   func(influx.Row, error) bool
-	begin   time.Time
-	sums    map[string]*mean
+	open    map[time.Time]map[string]*mean
+	newest  time.Time
 	stopped bool
 }
 
@@ -86,34 +90,45 @@ func (w *windows) add(at time.Time, series string, v float64) bool {
 		w.stopped = !w.yield(influx.Row{Host: w.host, Series: series, Time: at, Value: v}, nil)
 		return !w.stopped
 	}
-	if begin := at.Truncate(w.step); !begin.Equal(w.begin) {
-		if !w.flush() {
+	begin := at.Truncate(w.step)
+	if begin.After(w.newest) {
+		w.newest = begin
+		if !w.flush(begin.Add(-lateness)) {
 			return false
 		}
-		w.begin = begin
 	}
-	m := w.sums[series]
+	window := w.open[begin]
+	if window == nil {
+		window = make(map[string]*mean)
+		w.open[begin] = window
+	}
+	m := window[series]
 	if m == nil {
 		m = &mean{}
-		w.sums[series] = m
+		window[series] = m
 	}
 	m.sum += v
 	m.n++
 	return true
 }
 
-// flush gives out the window that is over.
-func (w *windows) flush() bool {
+// flush gives out the windows that begin before an instant, in order.
+func (w *windows) flush(before time.Time) bool {
 	var rows []influx.Row
-	for series, m := range w.sums {
-		at := w.begin
+	for begin, window := range w.open {
+		if !begin.Before(before) {
+			continue
+		}
+		at := begin
 		if at.Before(w.from) {
 			at = w.from
 		}
-		rows = append(rows, influx.Row{Host: w.host, Series: series, Time: at, Value: m.sum / float64(m.n)})
+		for series, m := range window {
+			rows = append(rows, influx.Row{Host: w.host, Series: series, Time: at, Value: m.sum / float64(m.n)})
+		}
+		delete(w.open, begin)
 	}
-	clear(w.sums)
-	slices.SortFunc(rows, func(a, b influx.Row) int { return cmp.Compare(a.Series, b.Series) })
+	slices.SortFunc(rows, func(a, b influx.Row) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Series, b.Series)) })
 	for _, r := range rows {
 		if !w.yield(r, nil) {
 			w.stopped = true

@@ -64,6 +64,7 @@ func (p *Plane) Telemetry(ctx context.Context, host fleet.HostID, series string,
 			out = append(out, api.Point{Time: row.Time, Value: row.Value})
 		}
 	}
+	slices.SortStableFunc(out, func(a, b api.Point) int { return a.Time.Compare(b.Time) })
 	return out, nil
 }
 
