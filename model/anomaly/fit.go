@@ -106,6 +106,20 @@ func fit(rows []float32, columns int) (*Model, *Scorer, error) {
 	}
 
 	p := order*columns + 1
+	calm, ripe := make([]float64, len(windows)*columns), 0.0
+	each(func(l *Scorer) {
+		if l.seen == window || n < 2*window {
+			ripe++
+			for i, v := range l.feature {
+				calm[i] += (float64(v) - calm[i]) / ripe
+			}
+		}
+	})
+	m.calm = make([]float32, len(calm))
+	for i, v := range calm {
+		m.calm[i] = float32(v)
+	}
+
 	feature := make([]float32, len(windows)*columns+1)
 	spread, course := newMoments(len(feature), 0), newMoments(p, columns)
 	feature[len(feature)-1] = 1
@@ -181,7 +195,7 @@ func (s *moments) regression() ([]float32, error) {
 	s.flush()
 	g := mat.NewSymDense(s.p, s.xx)
 	for i := range s.p {
-		g.SetSym(i, i, g.At(i, i)+ridge*float64(s.n))
+		g.SetSym(i, i, g.At(i, i)+courseRidge*float64(s.n))
 	}
 	var ch mat.Cholesky
 	if !ch.Factorize(g) {
@@ -205,7 +219,7 @@ func (m *Model) usual(spread, surprise []float64) {
 	m.spread.usual(spread)
 	m.surprise.usual(surprise)
 	for i := range spread {
-		m.slow += min(m.spread.units(spread[i])+m.surprise.units(surprise[i]), slowCap) / float64(len(spread))
+		m.slow += min(m.spread.units(spread[i])+surpriseWeight*m.surprise.units(surprise[i]), slowCap) / float64(len(spread))
 	}
 }
 

@@ -1,6 +1,9 @@
 package anomaly
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // gauss is one part: a Mahalanobis distance and what it is while learning.
 type gauss struct {
@@ -17,14 +20,15 @@ type Model struct {
 	mean     []float32
 	inverse  []float32 // of the deviation; 0 for a column that was never there
 	coef     []float32 // for each column: of order samples, the latest first, and the constant
-	spread   gauss     // of the moving deviations, a window after the other
+	calm     []float32 // means of the moving deviations, a window after the other
+	spread   gauss     // of their distances from their slow means
 	surprise gauss
 	slow     float64 // mean of the parts' sum, at the end of learning
 }
 
 // Bytes is the memory that the model holds.
 func (m *Model) Bytes() int {
-	n := len(m.mean) + len(m.inverse) + len(m.coef)
+	n := len(m.mean) + len(m.inverse) + len(m.coef) + len(m.calm)
 	for _, g := range []*gauss{&m.spread, &m.surprise} {
 		n += len(g.mean) + len(g.precision)
 	}
@@ -40,6 +44,7 @@ type Scorer struct {
 	seen   int     // samples, up to window
 	sum    [len(windows)][]int32
 	square [len(windows)][]int64
+	drift  []float32 // slow means of the moving deviations
 	slow   float64
 	held   []float64 // exponential mean of the parts
 	parts  []float64 // of the last score
@@ -53,7 +58,7 @@ type Scorer struct {
 func (m *Model) Scorer() *Scorer {
 	columns := m.columns
 	l := &Scorer{
-		m: m, slow: m.slow, parts: make([]float64, columns),
+		m: m, slow: m.slow, parts: make([]float64, columns), drift: slices.Clone(m.calm),
 		ring: make([]int16, window*columns), held: make([]float64, columns),
 		lags: make([]float32, order*columns+1), feature: make([]float32, len(windows)*columns),
 		residual: make([]float32, columns), product: make([]float32, len(windows)*columns), absent: make([]bool, columns),
@@ -67,7 +72,7 @@ func (m *Model) Scorer() *Scorer {
 // Bytes is the memory that the scorer holds beside its model.
 func (l *Scorer) Bytes() int {
 	c := len(l.held)
-	return 2*len(l.ring) + len(windows)*12*c + 17*c + 4*(len(l.lags)+len(l.feature)+len(l.residual)+len(l.product))
+	return 2*len(l.ring) + len(windows)*12*c + 17*c + 4*(len(l.drift)+len(l.lags)+len(l.feature)+len(l.residual)+len(l.product))
 }
 
 // row is the row so many samples ago.
@@ -81,7 +86,7 @@ func (l *Scorer) row(ago int) []int16 {
 }
 
 // push takes in a sample: lags become the samples before it, residual its logarithmic
-// z-scores, and feature the moving deviations with it.
+// z-scores, and feature the distances of the moving deviations from their slow means.
 func (l *Scorer) push(x []float64) {
 	m := l.m
 	c := m.columns
@@ -139,12 +144,17 @@ func (l *Scorer) push(x []float64) {
 		}
 	}
 	l.seen = min(l.seen, window)
-	if m.spread.mean == nil {
+	if m.calm == nil {
 		return
 	}
 	for k, w := range windows {
 		if l.seen < w { // too young to be judged
-			copy(l.feature[k*c:(k+1)*c], m.spread.mean[k*c:(k+1)*c])
+			clear(l.feature[k*c : (k+1)*c])
+			continue
+		}
+		for i := k * c; i < (k+1)*c; i++ {
+			l.drift[i] += (l.feature[i] - l.drift[i]) * (1.0 / driftTau)
+			l.feature[i] -= l.drift[i]
 		}
 	}
 }
@@ -216,14 +226,18 @@ func (l *Scorer) Score(x []float64) float64 {
 	l.predict()
 	spread := m.spread.units(m.spread.distance(l.feature, l.product))
 	split(spread, l.feature, l.product, parts)
-	surprise := m.surprise.units(m.surprise.distance(l.residual, l.product[:m.columns]))
+	surprise := surpriseWeight * m.surprise.units(m.surprise.distance(l.residual, l.product[:m.columns]))
 	split(surprise, l.residual, l.product[:m.columns], parts)
 	k := 1 / (1 + slowWeight*l.slow)
 	l.slow += (min(spread+surprise, slowCap) - l.slow) / slowTau
+	capped := 1.0
+	if now := k * (spread + surprise); now > holdCap {
+		capped = holdCap / now
+	}
 	l.total = 0
 	for i, p := range parts {
 		p *= k
-		l.held[i] += holdRate * (p - l.held[i])
+		l.held[i] += holdRate * (capped*p - l.held[i])
 		parts[i] = p + holdWeight*l.held[i]
 		l.total += parts[i]
 	}

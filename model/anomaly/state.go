@@ -34,7 +34,7 @@ type visitor interface {
 
 func (m *Model) visit(v visitor) {
 	v.floats(&m.slow)
-	for _, s := range [][]float32{m.mean, m.inverse, m.coef} {
+	for _, s := range [][]float32{m.mean, m.inverse, m.coef, m.calm} {
 		v.f32(s)
 	}
 	for _, g := range []*gauss{&m.spread, &m.surprise} {
@@ -47,6 +47,7 @@ func (m *Model) visit(v visitor) {
 func (l *Scorer) visit(v visitor) {
 	v.ints(&l.head, &l.seen)
 	v.i16(l.ring)
+	v.f32(l.drift)
 	for k := range windows {
 		v.i32(l.sum[k])
 		v.i64(l.square[k])
@@ -154,7 +155,7 @@ func newModel(columns int) *Model {
 	}
 	return &Model{
 		columns: columns, mean: make([]float32, columns), inverse: make([]float32, columns),
-		coef: make([]float32, columns*(order*columns+1)), spread: part(len(windows) * columns), surprise: part(columns),
+		coef: make([]float32, columns*(order*columns+1)), calm: make([]float32, len(windows)*columns), spread: part(len(windows) * columns), surprise: part(columns),
 	}
 }
 
