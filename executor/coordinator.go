@@ -242,9 +242,9 @@ func (c *Coordinator) of(id string) *live {
 	return l
 }
 
-// Execution returns one execution; [ErrNotFound] if there is none.
+// Execution returns one execution as the store has it; [ErrNotFound] if there is none.
 func (c *Coordinator) Execution(ctx context.Context, id string) (fleet.Execution, error) {
-	if err := c.load(ctx, false); err != nil {
+	if err := c.load(ctx, true); err != nil {
 		return fleet.Execution{}, err
 	}
 	s, ok := c.find(id)
@@ -256,7 +256,7 @@ func (c *Coordinator) Execution(ctx context.Context, id string) (fleet.Execution
 
 // Executions returns all executions, oldest first.
 func (c *Coordinator) Executions(ctx context.Context) ([]fleet.Execution, error) {
-	if err := c.load(ctx, false); err != nil {
+	if err := c.load(ctx, true); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
