@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,8 +81,8 @@ with SIGKILL during the run, and count in InfluxDB what arrived.`,
 				return err
 			}
 			if o.Influxd == "" {
-				if o.Influxd, err = exec.LookPath("influxd"); err != nil {
-					return fmt.Errorf("influxd 1.8 is not on the PATH: install it (.ci/install-influxd.sh builds it) and name it with --influxd")
+				if o.Influxd, err = findInfluxd(); err != nil {
+					return err
 				}
 			}
 			if o.Dir, err = os.MkdirTemp("", "tardigrade-bench-*"); err != nil {
@@ -117,10 +118,21 @@ with SIGKILL during the run, and count in InfluxDB what arrived.`,
 	f.IntVar(&o.Backlog, "backlog", 0, "`number` of samples that each agent has on disk already, as after a partition")
 	f.StringSliceVar(&o.Kill, "kill", nil, "`list` of what to kill: influx, bus, agent")
 	f.IntVar(&o.Kills, "kills", o.Kills, "how often to kill each")
-	f.StringVar(&o.Influxd, "influxd", "", "`program` of InfluxDB 1.8; the default is influxd on the PATH")
+	f.StringVar(&o.Influxd, "influxd", "", "`program` of InfluxDB 1.8; the default is influxd on the PATH or in .build/bin")
 	f.BoolVar(&keep, "keep", false, "keep the directory with data and logs")
 	f.BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	return cmd
+}
+
+// findInfluxd looks on the PATH, and where .ci/install-influxd.sh puts it.
+func findInfluxd() (string, error) {
+	if path, err := exec.LookPath("influxd"); err == nil {
+		return path, nil
+	}
+	if path, err := exec.LookPath("./.build/bin/influxd"); err == nil {
+		return path, nil
+	}
+	return "", errors.New("influxd 1.8 is neither on the PATH nor in .build/bin: build it with .ci/install-influxd.sh, or name it with --influxd")
 }
 
 // benchFeed is the agents' side of bench ingest.
