@@ -132,6 +132,41 @@ func TestGrow(t *testing.T) {
 	}
 }
 
+func TestAnIncidentIsNotLearned(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	d := newDetector(t, 4, 1000)
+	rows := host(r, 6000, 4)
+	observe(d, rows[:5000])
+	for i, x := range rows[5000:5500] {
+		x[1] += float64(i%2*2-1) * 2
+		if _, tail := d.Observe(time.Time{}, x); i > 5 && tail > 1e-3 {
+			t.Fatalf("after %d samples of an incident the tail is %v", i, tail)
+		}
+	}
+	quiet := 0
+	_, tails := observe(d, rows[5500:])
+	for _, p := range tails[300:] {
+		if p > 1e-3 {
+			quiet++
+		}
+	}
+	if quiet < 190 {
+		t.Errorf("after the incident %d of 200 samples are usual", quiet)
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	d := newDetector(b, 38, 1000)
+	rows := host(rand.New(rand.NewPCG(1, 2)), 3000, 38)
+	observe(d, rows)
+	model, state := d.Bytes()
+	for i := 0; b.Loop(); i++ {
+		d.Observe(time.Time{}, rows[i%len(rows)])
+	}
+	b.ReportMetric(float64(model+state), "bytes/host")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "samples/s")
+}
+
 func TestReset(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 10))
 	d := newDetector(t, 4, 400)

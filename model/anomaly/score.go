@@ -153,7 +153,6 @@ func (l *Scorer) push(x []float64) {
 			continue
 		}
 		for i := k * c; i < (k+1)*c; i++ {
-			l.drift[i] += (l.feature[i] - l.drift[i]) * (1.0 / driftTau)
 			l.feature[i] -= l.drift[i]
 		}
 	}
@@ -230,10 +229,9 @@ func (l *Scorer) Score(x []float64) float64 {
 	split(surprise, l.residual, l.product[:m.columns], parts)
 	k := 1 / (1 + slowWeight*l.slow)
 	l.slow += (min(spread+surprise, slowCap) - l.slow) / slowTau
-	capped := 1.0
-	if now := k * (spread + surprise); now > holdCap {
-		capped = holdCap / now
-	}
+	now := k * (spread + surprise)
+	capped := min(1, holdCap/max(now, 1e-9))
+	l.follow(m, float32(min(1, 1/max(now, 1e-9))/driftTau))
 	l.total = 0
 	for i, p := range parts {
 		p *= k
@@ -242,6 +240,17 @@ func (l *Scorer) Score(x []float64) float64 {
 		l.total += parts[i]
 	}
 	return l.total
+}
+
+// follow moves the slow means towards the features, which the spread has centred.
+func (l *Scorer) follow(m *Model, rate float32) {
+	for k, w := range windows {
+		if l.seen >= w {
+			for i := k * m.columns; i < (k+1)*m.columns; i++ {
+				l.drift[i] += rate * (l.feature[i] + m.spread.mean[i])
+			}
+		}
+	}
 }
 
 // Explain fills dst, of as many values as the model has columns, with each column's part

@@ -69,8 +69,8 @@ func (d *Detector) MarshalBinary() ([]byte, error) {
 		rows = len(d.rows) / d.columns
 	}
 	w.ints(&d.cfg.Learn, &d.columns, &modelled, &rows)
-	w.bools(&d.done, &learning)
-	w.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale)
+	w.bools(&d.done, &d.loud, &learning)
+	w.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale, &d.tail.n)
 	w.f32(d.rows)
 	if d.live != nil {
 		d.live.m.visit(&w)
@@ -116,12 +116,12 @@ func decode(body []byte) (*Detector, error) {
 	var modelled, rows int
 	var learning bool
 	r.ints(&d.cfg.Learn, &d.columns, &modelled, &rows)
-	r.bools(&d.done, &learning)
-	r.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale)
+	r.bools(&d.done, &d.loud, &learning)
+	r.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale, &d.tail.n)
 	c := d.cfg
-	if r.bad || c.Learn < leastLearn || c.Learn > mostLearn || !(c.Memory >= 1) || d.tail.base < 0 || d.tail.scale < 0 ||
+	if r.bad || c.Learn < leastLearn || c.Learn > mostLearn || !(c.Memory >= 1) || d.tail.base < 0 || d.tail.scale < 0 || d.tail.n < 0 ||
 		d.columns > mostColumns || modelled > d.columns || rows >= c.Learn || d.done && modelled == 0 ||
-		(rows > 0 && (!learning || d.columns == 0)) || modelled > 0 && d.tail.scale == 0 {
+		(rows > 0 && (!learning || d.columns == 0)) || modelled > 0 && (d.tail.scale == 0 || d.tail.n < 1) {
 		return nil, fmt.Errorf("%w (its sizes do not fit together)", ErrDamaged)
 	}
 	if want := 4*rows*d.columns + bodyBytes(modelled); len(r.b) != want {
