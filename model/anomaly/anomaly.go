@@ -29,8 +29,8 @@
 // tail below 0.01 came for 0.7 to 2.5 % of the samples, and one below 0.0001 began 0.1 to 4
 // times in 10,000 samples.
 //
-// Memory and time grow with the square of the columns: of the model about 34 bytes times
-// columns², 53 KB for 38 columns. A [Model] can be shared by hosts that are alike.
+// Memory and time grow with the square of the columns: of the model about 36 bytes times
+// columns², 54 kB for 38 columns. A [Model] can be shared by hosts that are alike.
 //
 // # Explanation
 //
