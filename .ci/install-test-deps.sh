@@ -12,6 +12,8 @@ need systemd-nspawn systemd-container
 need dbus-daemon dbus
 need ip iproute2
 need zstd zstd
+need pgrep procps
+need tar tar
 
 if [ ${#packages[@]} -gt 0 ]; then
   sudo=()
