@@ -1,5 +1,6 @@
-// Package bench measures the road of the telemetry with real processes: agents, the
-// control plane and InfluxDB, which it starts, and kills if asked to.
+// Package bench measures what the parts cost: the road of the telemetry with real
+// processes (agents, the control plane and InfluxDB, which it starts, and kills if asked to),
+// and the scoring of samples.
 package bench
 
 import (

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,11 +16,12 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/collector"
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/model/detector"
 )
 
 func (a *app) bench() *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure on this machine what the parts cost and what they bear"}
-	cmd.AddCommand(a.benchCollect(), a.benchIngest(), a.benchFeed())
+	cmd.AddCommand(a.benchCollect(), a.benchIngest(), a.benchScore(), a.benchFeed())
 	return cmd
 }
 
@@ -120,6 +122,48 @@ with SIGKILL during the run, and count in InfluxDB what arrived.`,
 	f.IntVar(&o.Kills, "kills", o.Kills, "how often to kill each")
 	f.StringVar(&o.Influxd, "influxd", "", "`program` of InfluxDB 1.8; the default is influxd on the PATH or in .build/bin")
 	f.BoolVar(&keep, "keep", false, "keep the directory with data and logs")
+	f.BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
+	return cmd
+}
+
+func (a *app) benchScore() *cobra.Command {
+	o := bench.Score{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "score", Short: "Measure what scoring the samples of a fleet costs",
+		Long: `Generate telemetry of a fleet (hidden causes that columns share, daily cycles, bursts,
+constants), let a detector learn, and score the samples of all hosts in turn on one core, so that
+a host's state has left the caches when its next sample comes. The rate is by CPU time; the one by
+the wall clock is beside it. Detectors: ` + strings.Join(detector.Names(), ", ") + `.
+
+Hosts that are alike share a model; --models says how many models there are.`,
+		Example: `  tardigrade bench score --dims 38 --hosts 1000 --json
+  tardigrade bench score --hosts 100 --models 100 --detector knn`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := detector.Find(o.Detector); err != nil {
+				return usageError{err}
+			}
+			r, err := o.Run(cmd.Context())
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if asJSON || !isTerminalWriter(out) {
+				return json.NewEncoder(out).Encode(r)
+			}
+			_, err = fmt.Fprintf(out, "%s: %.0f samples of %d metrics a second on one core (%.2f µs each), %.0f allocations a sample, %.1f KiB a host, %.1f KiB a model\n",
+				r.Detector, r.PerS, r.Dims, r.Micros, r.Allocs, r.HostBytes/1024, float64(r.ModelBytes)/1024)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Detector, "detector", "default", "`name` of the detector")
+	f.IntVar(&o.Dims, "dims", 38, "`number` of metrics in a sample")
+	f.IntVar(&o.Hosts, "hosts", 1000, "`number` of hosts")
+	f.IntVar(&o.Models, "models", 1, "`number` of models that the hosts share")
+	f.IntVar(&o.Learn, "learn", 2000, "`number` of samples that a model learns from")
+	f.IntVar(&o.Samples, "samples", 200_000, "`number` of samples to score")
 	f.BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	return cmd
 }

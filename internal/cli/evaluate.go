@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/series"
-	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
-	"github.com/tardigrade-recovery/tardigrade/model/baseline"
+	"github.com/tardigrade-recovery/tardigrade/model/detector"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
-	"github.com/tardigrade-recovery/tardigrade/model/pca"
 )
 
 func (a *app) evaluate() *cobra.Command {
@@ -24,36 +23,8 @@ func (a *app) evaluate() *cobra.Command {
 	return cmd
 }
 
-// judged is a detector under evaluation: fit learns from samples in order and returns what
-// scores further ones, also in order.
-type judged func(train [][]float64) (score func(x []float64) float64, err error)
-
-var judgedDetectors = map[string]judged{
-	"default": func(train [][]float64) (func([]float64) float64, error) {
-		m, err := anomaly.Fit(train)
-		if err != nil {
-			return nil, err
-		}
-		return m.Scorer().Score, nil
-	},
-	"baseline": func(train [][]float64) (func([]float64) float64, error) {
-		d, err := baseline.New(len(train[0]), baseline.Config{Learn: len(train)})
-		if err != nil {
-			return nil, err
-		}
-		for _, x := range train {
-			d.Observe(time.Time{}, x)
-		}
-		parts := make([]float64, len(train[0]))
-		return func(x []float64) float64 {
-			d.Observe(time.Time{}, x)
-			return d.Explain(parts)
-		}, nil
-	},
-}
-
 func (a *app) evaluateAnomaly() *cobra.Command {
-	var data, protocol, detector string
+	var data, protocol, name string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "anomaly", Short: "Judge an anomaly detector on a directory of labelled series",
@@ -64,8 +35,9 @@ with a label in the last column, and series.csv, which lists them. Two protocols
   prefix  drop the first skip_rows of the test file, learn from the next prefix_rows, score all
           that is left; series without prefix_rows are left out
 
-Detectors: default, baseline (what serve uses while it knows a host for minutes), and pca, which
-is TSB-AD's PCA and sees the whole series before it scores, so it cannot be used live.
+Detectors:
+
+` + detectorList() + `
 
 One line for each series, and a last one with the mean VUS-PR.`,
 		Example: `  tardigrade evaluate anomaly --data data/smd --protocol prefix --json`,
@@ -74,9 +46,9 @@ One line for each series, and a last one with the mean VUS-PR.`,
 			if protocol != "split" && protocol != "prefix" {
 				return usageError{fmt.Errorf("--protocol %q is not split or prefix", protocol)}
 			}
-			fit, ok := judgedDetectors[detector]
-			if !ok && detector != "pca" {
-				return usageError{fmt.Errorf("--detector %q is not default, baseline or pca", detector)}
+			d, err := detector.Find(name)
+			if err != nil {
+				return usageError{fmt.Errorf("--detector: %w", err)}
 			}
 			if data == "" {
 				return usageError{errors.New("--data must name a directory of series")}
@@ -86,13 +58,13 @@ One line for each series, and a last one with the mean VUS-PR.`,
 				return err
 			}
 			out := cmd.OutOrStdout()
-			return judgeSeries(cmd.Context(), all, protocol, fit, out, asJSON || !isTerminalWriter(out))
+			return judgeSeries(cmd.Context(), all, protocol, d, out, asJSON || !isTerminalWriter(out))
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", "", "`directory` of series")
 	f.StringVar(&protocol, "protocol", "split", "split or prefix")
-	f.StringVar(&detector, "detector", "default", "which detector: default, baseline or pca")
+	f.StringVar(&name, "detector", "default", "`name` of the detector")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
@@ -112,9 +84,17 @@ type seriesResult struct {
 	Event int      `json:"events"`
 }
 
-// judgeSeries evaluates a detector on all series; without one, the PCA that needs the whole
-// series.
-func judgeSeries(ctx context.Context, all []series.Series, protocol string, fit judged, out io.Writer, asJSON bool) error {
+// detectorList names and describes the detectors.
+func detectorList() string {
+	var b strings.Builder
+	for _, d := range detector.All() {
+		fmt.Fprintf(&b, "  %-9s %s\n", d.Name, d.About)
+	}
+	return b.String()
+}
+
+// judgeSeries evaluates a detector on all series.
+func judgeSeries(ctx context.Context, all []series.Series, protocol string, d detector.Detector, out io.Writer, asJSON bool) error {
 	var sum, train, score float64
 	count, samples := 0, 0
 	encode := json.NewEncoder(out)
@@ -148,19 +128,19 @@ func judgeSeries(ctx context.Context, all []series.Series, protocol string, fit 
 		}
 		scores := make([]float64, len(rows))
 		began := time.Now()
-		if fit == nil {
-			if scores, err = pca.Scores(rows); err != nil {
+		if d.Whole != nil {
+			if scores, err = d.Whole(rows); err != nil {
 				return fmt.Errorf("series %s: %w", s.Name, err)
 			}
 		} else {
-			one, err := fit(learn)
+			watch, err := d.Watch(learn)
 			if err != nil {
 				return fmt.Errorf("series %s: %w", s.Name, err)
 			}
 			train += time.Since(began).Seconds()
 			began = time.Now()
 			for i, x := range rows {
-				scores[i] = one(x)
+				scores[i], _ = watch(x)
 			}
 		}
 		score += time.Since(began).Seconds()

@@ -92,3 +92,33 @@ func TestEvaluateAnomaly(t *testing.T) {
 		}
 	}
 }
+
+func TestBenchScore(t *testing.T) {
+	out, err := run(t, "bench", "score", "--dims", "12", "--hosts", "40", "--models", "2", "--learn", "200", "--samples", "100", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r struct {
+		Detector    string
+		Dims, Hosts int
+		PerS        float64 `json:"samples_per_s"`
+		Allocs      float64 `json:"allocs_per_sample"`
+		HostBytes   float64 `json:"bytes_per_host"`
+		ModelBytes  int     `json:"model_bytes"`
+		Samples     int
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Detector != "default" || r.Dims != 12 || r.Hosts != 40 || r.Samples != 120 || !(r.PerS > 0) || r.Allocs != 0 || r.HostBytes <= 0 || r.ModelBytes <= 0 {
+		t.Errorf("%s", out)
+	}
+	if _, err := run(t, "bench", "score", "--detector", "magic"); !errors.As(err, new(usageError)) {
+		t.Errorf("%v", err)
+	}
+	for _, args := range [][]string{{"--detector", "pca"}, {"--dims", "0"}, {"--models", "2", "--hosts", "1"}} {
+		if _, err := run(t, append([]string{"bench", "score"}, args...)...); err == nil {
+			t.Errorf("%v was measured", args)
+		}
+	}
+}
