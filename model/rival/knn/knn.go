@@ -74,7 +74,7 @@ func (s *Scorer) Score(x []float64) float64 {
 		for ; k > 0 && near[k-1] > square; k-- {
 			near[k] = near[k-1]
 		}
-		near[k], worst = square, near[neighbours-1]
+		near[k] = square
 		worst = near[neighbours-1]
 	}
 	for k := neighbours - 1; ; k-- { // fewer references than neighbours
