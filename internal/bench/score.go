@@ -63,6 +63,7 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 	}
 	heap := func() uint64 {
 		runtime.GC()
+		runtime.GC() // also what pools kept
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
