@@ -19,7 +19,7 @@ import (
 
 func (a *app) evaluate() *cobra.Command {
 	cmd := &cobra.Command{Use: "evaluate", Short: "Judge models on labelled data"}
-	cmd.AddCommand(a.evaluateAnomaly())
+	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB())
 	return cmd
 }
 
