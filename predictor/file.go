@@ -115,7 +115,7 @@ func (p *Predictor) Restore(data []byte) error {
 	case h.Model != p.cfg.Model:
 		return fmt.Errorf("%w: it is of the model %.50q, and %q is in use", ErrModelFile, h.Model, p.cfg.Model)
 	}
-	d, err := p.cfg.NewDetector(p.host, len(h.Series))
+	d, err := p.cfg.NewDetector(p.host, h.Series)
 	if err != nil {
 		return fmt.Errorf("detector of %s: %w", p.host, err)
 	}

@@ -24,6 +24,8 @@ type Observation struct {
 	// Tail is the calibrated probability that a healthy host's sample is at
 	// least as unusual as this one.
 	Tail float64
+	// Model names what gave the tail, "" for [Config.Model].
+	Model string
 }
 
 // Detector scores the samples of one host, in order. It is not safe for
@@ -34,8 +36,9 @@ type Detector interface {
 	// Explain fills dst with each column's part of the last score and returns
 	// the score; the parts add up to it.
 	Explain(dst []float64) float64
-	// Grow adds columns; those that exist keep what they learned.
-	Grow(columns int) error
+	// Grow adds columns; those that exist keep what they learned. series names all of
+	// them, the old ones first.
+	Grow(series []string) error
 	// The state, for a detector of as many columns. Unmarshalling checks that.
 	encoding.BinaryMarshaler
 	encoding.BinaryUnmarshaler
@@ -43,8 +46,8 @@ type Detector interface {
 
 // Config sets up a [Predictor].
 type Config struct {
-	// NewDetector makes the detector of a host.
-	NewDetector func(host fleet.HostID, columns int) (Detector, error)
+	// NewDetector makes the detector of a host, with a column for each series.
+	NewDetector func(host fleet.HostID, series []string) (Detector, error)
 	// Model names the detector in predictions.
 	Model string
 	// FalseAlarms is the number of alarms that a healthy host may give in 30 days.
@@ -148,6 +151,9 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		AnomalyScore: surprise(o.Tail), HorizonSeconds: p.cfg.Horizon.Seconds(),
 		Signature: fleet.SignatureNone, Model: p.cfg.Model, Evidence: []string{}, Contributions: []fleet.Contribution{},
 	}
+	if o.Model != "" {
+		out.Model = o.Model
+	}
 	if o.Learning {
 		out.State, out.Learned, out.AnomalyScore = fleet.PredictionLearning, o.Learned, 0
 	} else {
@@ -244,9 +250,9 @@ func (p *Predictor) align(schema *fleet.Schema) error {
 	}
 	var err error
 	if p.detector == nil {
-		p.detector, err = p.cfg.NewDetector(p.host, len(p.names))
+		p.detector, err = p.cfg.NewDetector(p.host, p.names)
 	} else if len(p.names) > len(p.x) {
-		err = p.detector.Grow(len(p.names))
+		err = p.detector.Grow(p.names)
 	}
 	if err != nil {
 		return fmt.Errorf("detector of %s: %w", p.host, err)

@@ -46,7 +46,7 @@ func (d *steady) UnmarshalBinary(b []byte) error {
 	return nil
 }
 
-func (d *steady) Grow(columns int) error { d.columns = columns; return nil }
+func (d *steady) Grow(series []string) error { d.columns = len(series); return nil }
 
 type world struct {
 	t        *testing.T
@@ -60,8 +60,8 @@ type world struct {
 func newWorld(t *testing.T, values map[string]float64, names ...string) *world {
 	w := &world{t: t, detector: &steady{learn: 5, tail: 0.5}, schema: fleet.NewSchema(names), values: values, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	p, err := New("h1", Config{
-		NewDetector: func(_ fleet.HostID, columns int) (Detector, error) {
-			w.detector.columns = columns
+		NewDetector: func(_ fleet.HostID, series []string) (Detector, error) {
+			w.detector.columns = len(series)
 			return w.detector, nil
 		},
 		Model: "steady/1", FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour,
@@ -361,7 +361,7 @@ func TestModelFile(t *testing.T) {
 			t.Errorf("%s: afterwards it does not learn: %+v", name, p)
 		}
 	}
-	other, err := New("h2", Config{NewDetector: func(fleet.HostID, int) (Detector, error) { return &steady{}, nil }, Model: "steady/1", FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
+	other, err := New("h2", Config{NewDetector: func(fleet.HostID, []string) (Detector, error) { return &steady{}, nil }, Model: "steady/1", FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

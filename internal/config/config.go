@@ -124,6 +124,12 @@ type Guests struct {
 type Model struct {
 	// Learn is how long a host is watched before it is scored.
 	Learn Duration `yaml:"learn"`
+	// LearnFully is how long it is watched before the stronger detector takes over, which
+	// knows how the host's metrics move together; 0 leaves it at the plain one.
+	LearnFully Duration `yaml:"learn_fully"`
+	// RetrainEvery is after how long what was learned is learned anew from what is normal
+	// by then; 0 is never.
+	RetrainEvery Duration `yaml:"retrain_every"`
 	// FalseAlarmsPerMonth is how many alarms a healthy host may give in 30 days.
 	FalseAlarmsPerMonth float64 `yaml:"false_alarms_per_month"`
 	// Horizon is the time ahead for which the failure probability is stated.
@@ -193,7 +199,7 @@ func Default() Config {
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
 		},
-		Model: Model{Learn: Duration(5 * time.Minute), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
+		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: Policy{
 			Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
 			Cooldown: Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
@@ -287,6 +293,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Model.Learn.D(); d < 10*time.Second {
 		bad("model.learn: %v is too short to learn from: at least 10s", d)
+	}
+	if d := c.Model.RetrainEvery.D(); d != 0 && d < time.Hour {
+		bad("model.retrain_every: %v is too often: at least 1h, or 0 for never", d)
 	}
 	if c.Model.FalseAlarmsPerMonth <= 0 {
 		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)

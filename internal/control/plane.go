@@ -48,6 +48,7 @@ type Plane struct {
 	hosts       *hosts
 	predictions *predictions
 	models      models
+	detectors   *detectors
 	recommender *recommender
 	executions  *bus.Table[executor.Record]
 	coordinator *executor.Coordinator
@@ -89,6 +90,7 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 		return err
 	}
 	p.models = models{modelsDir, p.log}
+	p.detectors = newDetectors(p.cfg.Model, p.cfg.Agent.Interval.D())
 	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -260,7 +262,7 @@ func (p *Plane) newPredictor(host fleet.HostID, simulated bool) (*predictor.Pred
 	}
 	interval := p.cfg.Agent.Interval.D()
 	made, err := predictor.New(host, predictor.Config{
-		NewDetector: newDetector(learn, interval), Model: detectorName,
+		NewDetector: p.detectors.new(learn), Model: detectorName,
 		FalseAlarms: p.cfg.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: p.cfg.Model.Horizon.D(),
 	})
 	if err == nil && !simulated { // a simulated fleet begins anew each time

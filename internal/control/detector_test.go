@@ -1,0 +1,81 @@
+package control
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// A host is scored plainly at first and by the stronger detector later; what it has
+// learned by then survives a restart, and a fault is seen and explained.
+func TestTheStrongDetectorTakesOver(t *testing.T) {
+	cfg := config.Default().Model
+	cfg.Learn, cfg.LearnFully = config.Duration(time.Minute), config.Duration(5*time.Minute)
+	made := newDetectors(cfg, time.Second)
+	begin := func() *predictor.Predictor {
+		p, err := predictor.New("h1", predictor.Config{NewDetector: made.new(cfg.Learn.D()), Model: detectorName,
+			FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	schema := fleet.NewSchema([]string{"cpu_busy_ratio", "load_1m", "disks_write_bytes_per_second", "unit_tasks{a.service}", "memory_total_bytes"})
+	r := rand.New(rand.NewPCG(1, 2))
+	now, load := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), 0.3
+	step := func(p *predictor.Predictor, change func(x []float64)) fleet.Prediction {
+		t.Helper()
+		now = now.Add(time.Second)
+		load += 0.05*(0.3-load) + 0.01*r.NormFloat64()
+		x := []float64{load + 0.01*r.NormFloat64(), 8*load + 0.2*r.NormFloat64(), 1e6 * (1 + r.Float64()), 12, 64 << 30}
+		if change != nil {
+			change(x)
+		}
+		out, err := p.Observe(&fleet.Sample{Host: "h1", Time: now, Boot: "b", Schema: schema, Values: x})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	p := begin()
+	var out fleet.Prediction
+	for range 100 {
+		out = step(p, nil)
+	}
+	if out.Model != plainName || out.State != fleet.PredictionScoring {
+		t.Fatalf("after 100 samples: %+v", out)
+	}
+	for range 600 {
+		out = step(p, nil)
+	}
+	if out.Model != strongName {
+		t.Fatalf("after 700 samples: %+v", out)
+	}
+	file, err := p.Save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = begin()
+	if err := p.Restore(file); err != nil {
+		t.Fatal(err)
+	}
+	alarms := 0
+	for range 300 {
+		if out = step(p, nil); out.Anomalous {
+			alarms++
+		}
+	}
+	if out.Model != strongName || alarms > 0 {
+		t.Fatalf("restored: %d alarms, %+v", alarms, out)
+	}
+	for i := range 60 {
+		out = step(p, func(x []float64) { x[0], x[1], x[2] = 0.95, 90, 1e10*float64(1+i%2) })
+	}
+	if !out.Anomalous || out.Signature != fleet.SignatureDisk || out.Contributions[0].Series != "disks_write_bytes_per_second" {
+		t.Errorf("with a host gone wild: %+v", out)
+	}
+}
