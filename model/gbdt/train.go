@@ -58,7 +58,8 @@ type trainer struct {
 	b    *binned
 	y    []bool
 	w    []float64 // nil: all 1
-	rows []int32   // those to learn from, in the order of leaves
+	all  []int32   // rows to learn from
+	rows []int32   // the same, in the order of leaves
 	swap []int32
 	raw  []float64
 	grad []float64
@@ -76,6 +77,7 @@ func train(ctx context.Context, d Data, c Config) (*Model, error) {
 	t.b = bin(d.X, c.Bins, t.rnd)
 	n := len(d.X)
 	held := t.hold(n)
+	t.rows = slices.Clone(t.all)
 	t.swap, t.raw, t.grad, t.hess = make([]int32, n), make([]float64, n), make([]float64, n), make([]float64, n)
 	t.cell, t.node, t.used = make([]int64, n), make([]int64, n), make([]bool, len(d.X[0]))
 
@@ -122,11 +124,11 @@ func (t *trainer) hold(n int) (held []int32) {
 		if t.c.Patience > 0 && t.rnd.IntN(10) == 0 {
 			held = append(held, int32(i))
 		} else {
-			t.rows = append(t.rows, int32(i))
+			t.all = append(t.all, int32(i))
 		}
 	}
-	if t.c.Patience > 0 && (len(held) == 0 || len(t.rows) == 0) {
-		held, t.rows = t.rows[:1], append(held, t.rows[1:]...)
+	if t.c.Patience > 0 && (len(held) == 0 || len(t.all) == 0) {
+		held, t.all = t.all[:1], append(held, t.all[1:]...)
 	}
 	return held
 }
@@ -167,7 +169,7 @@ func (t *trainer) loss(rows []int32) float64 {
 
 // gradients of the log loss, as they are and packed.
 func (t *trainer) gradients() {
-	slices.Sort(t.rows)
+	copy(t.rows, t.all)
 	var sumG, sumH float64
 	for _, i := range t.rows {
 		p := 1 / (1 + math.Exp(-t.raw[i]))
