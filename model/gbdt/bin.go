@@ -20,11 +20,6 @@ type binned struct {
 	holes []bool // whether a feature has missing values
 }
 
-// at is the bin of a feature in a row.
-func (b *binned) at(feature int, row int32) uint8 {
-	return uint8(b.words[feature/8][row] >> (feature % 8 * 8))
-}
-
 func bin(x [][]float64, bins int, random *rand.Rand) *binned {
 	features := len(x[0])
 	b := &binned{rows: len(x), edges: make([][]float64, features), holes: make([]bool, features)}
