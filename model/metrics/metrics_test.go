@@ -53,7 +53,8 @@ func TestAgainstTheReference(t *testing.T) {
 		aucROC, _ := AUCROC(c.Scores, labels)
 		f1, _, _ := BestF1(c.Scores, labels)
 		event, _, _ := EventF1(c.Scores, labels)
-		for name, got := range map[string]float64{"VUS-PR": pr, "VUS-ROC": roc, "AUC-PR": aucPR, "AUC-ROC": aucROC, "Standard-F1": f1, "Event-based-F1": event} {
+		near, _, _ := AffiliationF1(c.Scores, labels)
+		for name, got := range map[string]float64{"VUS-PR": pr, "VUS-ROC": roc, "AUC-PR": aucPR, "AUC-ROC": aucROC, "Standard-F1": f1, "Event-based-F1": event, "Affiliation-F": near} {
 			if want := c.Metrics[name]; math.Abs(got-want) > 1e-4 {
 				t.Errorf("case %d (%s): %s is %.6f, the reference has %.6f", i, c.Kind, name, got, want)
 			}
@@ -140,5 +141,43 @@ func BenchmarkVUS(b *testing.B) {
 		if _, _, err := VUS(scores, labels, 100); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestAffiliationByHand has one event, of samples 4 and 5 of ten, so the time from 4 to 6.
+func TestAffiliationByHand(t *testing.T) {
+	labels := bits("0000110000")
+	for name, c := range map[string]struct {
+		found             string
+		precision, recall float64
+	}{
+		"exact":   {"0000110000", 1, 1},
+		"nothing": {"0000000000", 0, 0},
+		// All: within the event 1. From 0 to 4 at distance d: 1-(2+2d)/10, from 0 to 0.8 on
+		// average 0.4, and likewise after it.
+		"all": {"1111111111", (2 + 4*0.4 + 4*0.4) / 10, 1},
+		// The time from 6 to 7: 0.8 at its begin, 0.6 at its end. From the event's end at 6 it is 0
+		// to 2 away; y is at 4 to 6, nearer to either edge than that never: 1-2d/10, on average 0.8.
+		"next": {"0000001000", 0.7, 0.8},
+		// The time from 9 to 10 is 3 to 4 away: 0.2 to 0. From y it is d=9-y away, 5 to 3, and
+		// y is y away from the begin: 1-(d+y)/10 up to y=4.5, 1-2d/10 from there on, 0.4 at y=6.
+		"late": {"0000000001", 0.1, (0.5*0.1 + 1.5*(0.1+0.4)/2) / 2},
+	} {
+		scores := make([]float64, len(labels))
+		for i, p := range bits(c.found) {
+			if p {
+				scores[i] = 1
+			}
+		}
+		precision, recall, err := Affiliation(scores, labels, 0.5)
+		if err != nil || math.Abs(precision-c.precision) > 1e-12 || math.Abs(recall-c.recall) > 1e-12 {
+			t.Errorf("%s: precision %v, recall %v, by hand %v and %v; %v", name, precision, recall, c.precision, c.recall, err)
+		}
+	}
+	// Two events with a prediction near the first alone: the second has no precision, and no recall.
+	labels = bits("0100000010")
+	precision, recall, _ := Affiliation([]float64{0, 1, 0, 0, 0, 0, 0, 0, 0, 0}, labels, 0.5)
+	if precision != 1 || recall != 0.5 {
+		t.Errorf("one of two events: %v, %v", precision, recall)
 	}
 }
