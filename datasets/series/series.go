@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -84,12 +85,18 @@ func Open(dir string) ([]Series, error) {
 		}
 		for name, to := range map[string]*int{"vus_window": &s.Window, "skip_rows": &s.Skip, "prefix_rows": &s.Prefix, "prefix_vus_window": &s.PrefixWindow} {
 			i, ok := column[name]
-			if !ok || row[i] == "" {
+			if !ok || row[i] == "" && to != &s.Window {
 				continue
 			}
 			if *to, err = strconv.Atoi(row[i]); err != nil || *to < 0 {
 				return nil, fmt.Errorf("%s:%d: %s is %q, it must be a number of rows", path, line, name, row[i])
 			}
+		}
+		if i, ok := column["prefix_vus_window"]; s.Prefix > 0 && (!ok || row[i] == "") {
+			return nil, fmt.Errorf("%s:%d: prefix_rows without prefix_vus_window", path, line)
+		}
+		if slices.ContainsFunc(out, func(o Series) bool { return o.Name == s.Name }) {
+			return nil, fmt.Errorf("%s:%d: the series %s is listed twice", path, line, s.Name)
 		}
 		out = append(out, s)
 	}
@@ -124,7 +131,7 @@ func read(path string, labelled bool) (Data, error) {
 	r.ReuseRecord = true
 	header, err := r.Read()
 	if err != nil {
-		return d, fmt.Errorf("%s: %w", path, cut(err))
+		return d, fmt.Errorf("%s:1: %w", path, cut(err))
 	}
 	d.Columns = append(d.Columns, header...)
 	if labelled {
@@ -134,18 +141,28 @@ func read(path string, labelled bool) (Data, error) {
 		}
 		d.Columns = d.Columns[:last]
 	}
+	for i, name := range d.Columns {
+		if slices.Contains(d.Columns[:i], name) {
+			return d, fmt.Errorf("%s:1: the column %q is there twice", path, name)
+		}
+	}
 	if len(d.Columns) == 0 || len(d.Columns) > mostColumns {
 		return d, fmt.Errorf("%s: %d columns: 1 to %d are possible", path, len(d.Columns), mostColumns)
 	}
+	line := 1
 	for {
 		row, err := r.Read()
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		if err != nil {
-			return d, fmt.Errorf("%s: %w", path, cut(err))
+		if errors.Is(err, csv.ErrFieldCount) {
+			at, _ := r.FieldPos(0)
+			return d, fmt.Errorf("%s:%d: %d values, the header has %d", path, at, len(row), len(header))
 		}
-		line, _ := r.FieldPos(0)
+		if err != nil {
+			return d, fmt.Errorf("%s: after line %d: %w", path, line, cut(err))
+		}
+		line, _ = r.FieldPos(0)
 		if len(d.Rows) == mostRows || len(d.Rows)*len(d.Columns) > mostValues {
 			return d, fmt.Errorf("%s: more than %d rows or %d values", path, mostRows, mostValues)
 		}

@@ -73,7 +73,7 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 		fleet[i] = newTelemetry(o.Dims, i)
 	}
 	x := make([]float64, o.Hosts*o.Dims)
-	before, began := heap(), cpuTime()
+	before, began := heap(), CPUTime()
 	models := make([]detector.Model, o.Models)
 	for k := range models {
 		if err := ctx.Err(); err != nil {
@@ -88,7 +88,7 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 			return r, err
 		}
 	}
-	r.TrainS = (cpuTime() - began).Seconds() / float64(o.Models)
+	r.TrainS = (CPUTime() - began).Seconds() / float64(o.Models)
 	scorers := make([]detector.Scorer, o.Hosts)
 	for i := range scorers {
 		scorers[i] = models[i%o.Models].Scorer()
@@ -110,11 +110,11 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 		}
 		var m0, m1 runtime.MemStats
 		runtime.ReadMemStats(&m0)
-		t0, c0 := time.Now(), cpuTime()
+		t0, c0 := time.Now(), CPUTime()
 		for i, s := range scorers {
 			sum += s.Score(x[i*o.Dims : (i+1)*o.Dims])
 		}
-		c1, t1 := cpuTime(), time.Now()
+		c1, t1 := CPUTime(), time.Now()
 		runtime.ReadMemStats(&m1)
 		if round == 0 { // not counted
 			continue
@@ -133,8 +133,8 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 	return r, nil
 }
 
-// cpuTime is what the process has used so far.
-func cpuTime() time.Duration {
+// CPUTime is the CPU time that the process has used so far.
+func CPUTime() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return 0

@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/model/detector"
 )
 
 // labelled makes a directory of one series in which columns break apart now and then.
@@ -61,6 +65,7 @@ func TestEvaluateAnomaly(t *testing.T) {
 	}{
 		{[]string{"--protocol", "split"}, 0.8}, {[]string{"--protocol", "prefix"}, 0.8},
 		{[]string{"--detector", "baseline"}, 0.3}, {[]string{"--detector", "pca"}, 0.05},
+		{[]string{"--detector", "forecast", "--interval", "5m", "--false-alarms", "2"}, 0.5},
 	} {
 		out, err := run(t, append([]string{"evaluate", "anomaly", "--data", dir, "--json"}, c.args...)...)
 		if err != nil {
@@ -71,6 +76,7 @@ func TestEvaluateAnomaly(t *testing.T) {
 			Series string
 			VUS    float64 `json:"vus_pr"`
 			Events int     `json:"events"`
+			Delays []*int  `json:"delays"`
 		}
 		var last struct {
 			Mean   float64 `json:"mean_vus_pr"`
@@ -79,11 +85,15 @@ func TestEvaluateAnomaly(t *testing.T) {
 		if len(lines) != 2 || json.Unmarshal([]byte(lines[0]), &one) != nil || json.Unmarshal([]byte(lines[1]), &last) != nil {
 			t.Fatalf("%v: %s", c.args, out)
 		}
-		if one.Series != "one" || one.Events != 4 || last.Series != 1 || last.Mean != one.VUS || last.Mean < c.least {
+		if one.Series != "one" || one.Events != 4 || len(one.Delays) != 4 || last.Series != 1 || last.Mean != one.VUS || last.Mean < c.least {
 			t.Errorf("%v: %s", c.args, out)
 		}
 	}
-	for _, args := range [][]string{{"--protocol", "both"}, {"--detector", "magic"}, {}} {
+	out, err := run(t, "evaluate", "anomaly", "--data", dir, "--detector", "all", "--json")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); err != nil || len(lines) != len(detector.Names()) {
+		t.Errorf("all: %v, %s", err, out)
+	}
+	for _, args := range [][]string{{"--protocol", "both"}, {"--detector", "magic"}, {"--interval", "0s"}, {"--false-alarms", "0"}, {}} {
 		if len(args) > 0 {
 			args = append(args, "--data", dir)
 		}
@@ -119,6 +129,118 @@ func TestBenchScore(t *testing.T) {
 	for _, args := range [][]string{{"--detector", "pca"}, {"--dims", "0"}, {"--models", "2", "--hosts", "1"}} {
 		if _, err := run(t, append([]string{"bench", "score"}, args...)...); err == nil {
 			t.Errorf("%v was measured", args)
+		}
+	}
+}
+
+// directory makes one of the files' text; those of names in .gz are compressed.
+func directory(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, ".gz") {
+			z := gzip.NewWriter(f)
+			fmt.Fprint(z, text)
+			err = z.Close()
+		} else {
+			_, err = fmt.Fprint(f, text)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestEvaluateSeriesWithoutAnomaly(t *testing.T) {
+	dir := labelled(t)
+	train, err := os.ReadFile(filepath.Join(dir, "one.train.csv.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	calm := "a,b,c,label\n" + strings.Repeat("0.5,0.5,0.3,0\n", 100)
+	more := directory(t, map[string]string{"calm.test.csv.gz": calm})
+	if err := os.Rename(filepath.Join(more, "calm.test.csv.gz"), filepath.Join(dir, "calm.test.csv.gz")); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{"calm.train.csv.gz": string(train), "series.csv": "series,vus_window\ncalm,5\none,20\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := run(t, "evaluate", "anomaly", "--data", dir, "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[0], `"vus_pr":null`) || !strings.Contains(lines[0], "left out") || !strings.Contains(lines[2], `"series":1,"left_out":1`) {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestEvaluateRefusesBadData(t *testing.T) {
+	train := "a,b\n" + strings.Repeat("1,2\n2,1\n", 50)
+	test := "a,b,label\n" + strings.Repeat("1,2,0\n2,1,1\n", 50)
+	const list = "series,vus_window\none,5\n"
+	for name, c := range map[string]struct {
+		list, train, test string
+		args              []string
+		want              string
+	}{
+		"other columns": {list, "a,c" + train[3:], test, nil, "must be the same"},
+		"one row":       {list, "a,b\n1,2\n", test, nil, "series one: anomaly model: 1 samples"},
+		"one calm row":  {list, train, "a,b,label\n1,2,0\n", nil, "no series is part"},
+		"no prefix":     {list, train, test, []string{"--protocol", "prefix"}, "no series is part of the prefix protocol"},
+		"long prefix": {"series,vus_window,skip_rows,prefix_rows,prefix_vus_window\none,5,50,60,5\n", train, test,
+			[]string{"--protocol", "prefix"}, "more than the 100 rows"},
+		"not a number": {list, train + "x,2\n", test, nil, "one.train.csv.gz:102: column a"},
+		"ragged":       {list, train, test + "1,2,3,4\n", nil, "one.test.csv.gz:102: 4 values"},
+		"no label":     {list, train, train, nil, "must be label"},
+	} {
+		dir := directory(t, map[string]string{"series.csv": c.list, "one.train.csv.gz": c.train, "one.test.csv.gz": c.test})
+		_, err := run(t, append([]string{"evaluate", "anomaly", "--data", dir}, c.args...)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := run(t, "evaluate", "anomaly", "--data", t.TempDir()); err == nil || !strings.Contains(err.Error(), "series.csv") {
+		t.Errorf("an empty directory: %v", err)
+	}
+}
+
+// TestEvaluateGivesTheReferencesFigures runs TSB-AD's PCA end to end, where the benchmark data lie beside
+// the repository.
+func TestEvaluateGivesTheReferencesFigures(t *testing.T) {
+	dir := os.Getenv("TARDIGRADE_DATA")
+	if dir == "" {
+		dir = "../../../shared/data"
+	}
+	if _, err := os.Stat(dir + "/smd/series.csv"); errors.Is(err, fs.ErrNotExist) {
+		t.Log("the benchmark data are not here; the measures' own tests have cases worked out by hand")
+		return
+	}
+	out, err := run(t, "evaluate", "anomaly", "--data", dir+"/smd", "--protocol", "prefix", "--detector", "pca", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]float64)
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		var r struct {
+			Series any
+			VUS    float64 `json:"vus_pr"`
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		got[fmt.Sprint(r.Series)] = r.VUS
+	}
+	for name, want := range map[string]float64{"machine-1-7": 0.458, "machine-2-2": 0.181, "machine-2-8": 0.857, "machine-3-4": 0.246} {
+		if math.Abs(got[name]-want) > 0.0006 {
+			t.Errorf("%s: %.4f, TSB-AD has %.3f", name, got[name], want)
 		}
 	}
 }

@@ -15,6 +15,9 @@ import (
 	"slices"
 )
 
+// ErrOneClass says that no sample is anomalous, or every one.
+var ErrOneClass = errors.New("the labels are all the same: there is nothing to tell apart")
+
 // check refuses what cannot be judged.
 func check(scores []float64, labels []bool) error {
 	if len(scores) != len(labels) {
@@ -30,7 +33,7 @@ func check(scores []float64, labels []bool) error {
 		}
 	}
 	if positive == 0 || positive == len(labels) {
-		return errors.New("the labels are all the same: there is nothing to tell apart")
+		return ErrOneClass
 	}
 	return nil
 }
