@@ -78,6 +78,7 @@ func (s *Server) execute(c echo.Context) error {
 		Host   fleet.HostID `json:"host"`
 		Action fleet.Action `json:"action"`
 		Reason string       `json:"reason"`
+		DryRun bool         `json:"dry_run"`
 	}
 	if err := decode(c, &body, false); err != nil {
 		return err
@@ -95,7 +96,7 @@ func (s *Server) execute(c echo.Context) error {
 	if rank[id.Role] < rank[RoleApprover] && body.Action != fleet.ActionHandOver {
 		return echo.NewHTTPError(http.StatusForbidden, fmt.Sprintf("%s has the role %s: to act on a host without a recommendation needs %s", id.Name, id.Role, RoleApprover))
 	}
-	e, err := s.cfg.Fleet.Execute(c.Request().Context(), body.Host, body.Action, body.Reason, id.Name)
+	e, err := s.cfg.Fleet.Execute(c.Request().Context(), body.Host, body.Action, body.Reason, id.Name, body.DryRun)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ type Point struct {
 	Value float64   `json:"value"`
 }
 
-// Event is a change: Kind is host, prediction, recommendation or execution, and
+// Event is a change: Kind is host, prediction, recommendation, execution or freeze, and
 // Data the record as its own route shows it, on one line.
 type Event struct {
 	Kind string
@@ -65,8 +65,63 @@ type Recommendations interface {
 // Executions is what was done, newest first.
 type Executions interface {
 	Executions(ctx context.Context) ([]fleet.Execution, error)
-	Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string) (fleet.Execution, error)
+	// Execute begins an action, or with dryRun says what would be done.
+	Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string, dryRun bool) (fleet.Execution, error)
 	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
+}
+
+// PolicyView is the policy in force.
+type PolicyView struct {
+	// Revision identifies what it says.
+	Revision string `json:"revision"`
+	// Source is the file that it comes from, or "the configuration".
+	Source string    `json:"source"`
+	Since  time.Time `json:"since"`
+	// Document is the policy with all defaults, as YAML.
+	Document string `json:"document"`
+	// Refused is the newest version of the file, where that was refused and an older
+	// one goes on.
+	Refused *RefusedPolicy `json:"refused,omitempty"`
+}
+
+// RefusedPolicy is a version that is not in force.
+type RefusedPolicy struct {
+	Time   time.Time `json:"time"`
+	Reason string    `json:"reason"`
+}
+
+// Explanation is what the guard would say to an action on a host now.
+type Explanation struct {
+	Host      fleet.HostID `json:"host"`
+	Simulated bool         `json:"simulated"`
+	Action    fleet.Action `json:"action"`
+	Allowed   bool         `json:"allowed"`
+	// Possible is false where the host's agent cannot do it; then a person is called.
+	Possible bool `json:"possible"`
+	// Reasons says what is in the way, one sentence each.
+	Reasons []string `json:"reasons"`
+	// Policy is the revision of the policy that decided.
+	Policy string        `json:"policy"`
+	Rules  []RuleFinding `json:"rules"`
+}
+
+// RuleFinding says whether one of the guard's rules lets an action through.
+type RuleFinding struct {
+	Rule   string `json:"rule"`
+	Passed bool   `json:"passed"`
+}
+
+// Guard is what may be done now.
+type Guard interface {
+	Policy(ctx context.Context) (PolicyView, error)
+	// Explain asks for one action, or for each where action is "". approved asks as
+	// if a person had approved it at this instant.
+	Explain(ctx context.Context, host fleet.HostID, action fleet.Action, approved bool) ([]Explanation, error)
+	// Freezes lists what is frozen, oldest first. Freeze takes where, why, by whom and
+	// until when.
+	Freezes(ctx context.Context) ([]fleet.Freeze, error)
+	Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error)
+	Lift(ctx context.Context, id, who string) (fleet.Freeze, error)
 }
 
 // DeadLetter is telemetry that InfluxDB refuses for good, with the reason.
@@ -112,6 +167,7 @@ type Fleet interface {
 	Telemetry
 	Recommendations
 	Executions
+	Guard
 	DeadLetters
 	Status
 }
@@ -132,8 +188,8 @@ type Role string
 // The roles.
 const (
 	RoleViewer   Role = "viewer"   // read
-	RoleOperator Role = "operator" // reject, and hand a host over to a person
-	RoleApprover Role = "approver" // approve, and ask for any execution
+	RoleOperator Role = "operator" // reject, freeze, and hand a host over to a person
+	RoleApprover Role = "approver" // approve, lift a freeze, and ask for any execution
 	RoleAdmin    Role = "admin"
 )
 

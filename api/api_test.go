@@ -242,6 +242,13 @@ func TestEveryRouteAnswers(t *testing.T) {
 		{"GET", "/api/v1/deadletters", "", 200, []any{"deadletters", 0, "samples", 0, "values", "load_1m"}, 1.0},
 		{"GET", "/api/v1/deadletters/7", "", 200, []any{"reason"}, "field type conflict"},
 		{"POST", "/api/v1/deadletters/7/retry", "", 200, []any{"id"}, "7"},
+		{"GET", "/api/v1/policy", "", 200, []any{"refused", "reason"}, "line 3: mode"},
+		{"GET", "/api/v1/policy/explain?host=sim-host1&action=recycle", "", 200, []any{"explanations", 0, "reasons", 0}, "it needs the approval of a person"},
+		{"GET", "/api/v1/policy/explain?host=sim-host1&approved=true", "", 200, []any{"explanations", 0, "allowed"}, true},
+		{"POST", "/api/v1/freezes", `{"host":"sim-host1","reason":"look at it","seconds":60}`, 201, []any{"by"}, "local"},
+		{"GET", "/api/v1/freezes", "", 200, []any{"freezes", 0, "reason"}, "look at it"},
+		{"DELETE", "/api/v1/freezes/01J3FREEZE0", "", 200, []any{"host"}, "sim-host1"},
+		{"POST", "/api/v1/executions", `{"host":"sim-host1","action":"recycle","reason":"maintenance","dry_run":true}`, 202, []any{"dry_run"}, true},
 		{"POST", "/api/v1/executions", `{"host":"sim-host1","action":"recycle","reason":"maintenance"}`, 202, []any{"requested_by"}, "local"},
 	} {
 		a := s.ask(c.method, c.path, c.body)
@@ -330,6 +337,11 @@ var access = map[string]Role{
 	"GET /api/v1/executions/:id":               RoleViewer,
 	"GET /api/v1/executions/:id/bundle":        RoleViewer,
 	"GET /api/v1/events":                       RoleViewer,
+	"GET /api/v1/policy":                       RoleViewer,
+	"GET /api/v1/policy/explain":               RoleViewer,
+	"GET /api/v1/freezes":                      RoleViewer,
+	"POST /api/v1/freezes":                     RoleOperator,
+	"DELETE /api/v1/freezes/:id":               RoleApprover,
 	"GET /api/v1/deadletters":                  RoleViewer,
 	"GET /api/v1/deadletters/:id":              RoleViewer,
 	"POST /api/v1/deadletters/:id/retry":       RoleOperator,
@@ -365,7 +377,16 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 		if strings.HasPrefix(r.Path, "/api/v1/deadletters") {
 			id = "7"
 		}
+		switch r.Method + " " + r.Path {
+		case "POST /api/v1/freezes":
+			body = `{"fleet":true,"reason":"look"}`
+		case "DELETE /api/v1/freezes/:id":
+			id = "01J3FREEZE"
+		}
 		path := strings.Replace(r.Path, ":id", id, 1)
+		if strings.HasSuffix(path, "explain") {
+			path += "?host=" + simHost
+		}
 		if strings.HasSuffix(path, "telemetry") {
 			path += "?metric=memory_used_ratio"
 		}
@@ -373,12 +394,13 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			s.fake.mu.Lock()
 			*s.fake.rec(recPending) = newFake().recs[0]
 			s.fake.bundle = io.NopCloser(strings.NewReader("bundle"))
+			s.fake.frozen = []fleet.Freeze{{ID: "01J3FREEZE"}}
 			s.fake.mu.Unlock()
 			var header []string
 			if role != "" {
 				header = []string{"Authorization", "Bearer " + string(role)}
 			}
-			want := []int{200, 202}
+			want := []int{200, 201, 202}
 			switch {
 			case least == "":
 			case n == 0:
@@ -497,6 +519,18 @@ func TestBadRequests(t *testing.T) {
 		"unknown execution":        {"GET", "/api/v1/executions/x", "", 404, "no execution"},
 		"unknown dead letter":      {"GET", "/api/v1/deadletters/8", "", 404, "no dead letter"},
 		"retry of none":            {"POST", "/api/v1/deadletters/8/retry", "{}", 404, "no dead letter"},
+		"explain without a host":   {"GET", "/api/v1/policy/explain", "", 400, "host"},
+		"explain no host":          {"GET", "/api/v1/policy/explain?host=nowhere", "", 404, "nowhere"},
+		"explain no action":        {"GET", "/api/v1/policy/explain?host=sim-host1&action=explode", "", 400, "explode"},
+		"explain none":             {"GET", "/api/v1/policy/explain?host=sim-host1&action=none", "", 400, "none"},
+		"explain half approved":    {"GET", "/api/v1/policy/explain?host=sim-host1&approved=perhaps", "", 400, "true or false"},
+		"freeze nothing":           {"POST", "/api/v1/freezes", `{"reason":"x"}`, 400, "one of host, fault_domain and fleet"},
+		"freeze two":               {"POST", "/api/v1/freezes", `{"fleet":true,"host":"sim-host1","reason":"x"}`, 400, "one of host"},
+		"freeze without a reason":  {"POST", "/api/v1/freezes", `{"fleet":true}`, 400, "reason must say why"},
+		"freeze until long ago":    {"POST", "/api/v1/freezes", `{"fleet":true,"reason":"x","seconds":-1}`, 400, "not between"},
+		"freeze for ever and ever": {"POST", "/api/v1/freezes", `{"fleet":true,"reason":"x","seconds":1e300}`, 400, "not between"},
+		"freeze a hostile host":    {"POST", "/api/v1/freezes", `{"host":"../x","reason":"x"}`, 400, "host"},
+		"lift none":                {"DELETE", "/api/v1/freezes/x", "", 404, "no freeze"},
 		"retry with a body":        {"POST", "/api/v1/deadletters/7/retry", `{"force":true}`, 400, "force"},
 		"limit of dead letters":    {"GET", "/api/v1/deadletters?limit=0", "", 400, "limit"},
 		"unknown bundle":           {"GET", "/api/v1/executions/x/bundle", "", 404, "no execution"},

@@ -26,6 +26,7 @@ type fake struct {
 	degraded  map[string]string
 	points    []Point
 	dead      []DeadLetter
+	frozen    []fleet.Freeze
 	asked     []query       // of Telemetry
 	bundle    io.ReadCloser // what Bundle opens
 	followers map[chan Event]struct{}
@@ -173,7 +174,7 @@ func (f *fake) Executions(context.Context) ([]fleet.Execution, error) {
 	return slices.Clone(f.execs), f.err
 }
 
-func (f *fake) Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string) (fleet.Execution, error) {
+func (f *fake) Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string, dryRun bool) (fleet.Execution, error) {
 	h, err := f.Host(ctx, host)
 	if err != nil {
 		return fleet.Execution{}, err
@@ -182,10 +183,50 @@ func (f *fake) Execute(ctx context.Context, host fleet.HostID, action fleet.Acti
 	if host == realHost {
 		return fleet.Execution{}, fmt.Errorf("%s is busy with another execution: %w", host, ErrConflict)
 	}
-	e := fleet.Execution{ID: fmt.Sprintf("01J2NEW%d", len(f.execs)), Host: host, Action: action, State: fleet.ExecutionPending, Simulated: h.Simulated, DryRun: h.DryRun,
+	e := fleet.Execution{ID: fmt.Sprintf("01J2NEW%d", len(f.execs)), Host: host, Action: action, State: fleet.ExecutionPending, Simulated: h.Simulated, DryRun: h.DryRun || dryRun,
 		Reason: reason, RequestedBy: who, Created: epoch, Updated: epoch, Token: 8, Steps: []fleet.Step{}, GuestsBefore: []fleet.GuestReport{}, GuestsAfter: []fleet.GuestReport{}}
 	f.execs = append([]fleet.Execution{e}, f.execs...)
 	return e, nil
+}
+
+func (f *fake) Policy(context.Context) (PolicyView, error) {
+	defer f.lock()()
+	return PolicyView{Revision: "0123456789ab", Source: "/etc/policy.yaml", Since: epoch, Document: "mode: approve\n", Refused: &RefusedPolicy{epoch, "line 3: mode"}}, f.err
+}
+
+func (f *fake) Explain(ctx context.Context, host fleet.HostID, action fleet.Action, approved bool) ([]Explanation, error) {
+	h, err := f.Host(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	e := Explanation{Host: host, Simulated: h.Simulated, Action: action, Allowed: approved, Possible: true, Reasons: []string{}, Policy: "0123456789ab", Rules: []RuleFinding{{"approval", approved}}}
+	if !approved {
+		e.Reasons = append(e.Reasons, "it needs the approval of a person")
+	}
+	return []Explanation{e}, nil
+}
+
+func (f *fake) Freezes(context.Context) ([]fleet.Freeze, error) {
+	defer f.lock()()
+	return slices.Clone(f.frozen), f.err
+}
+
+func (f *fake) Freeze(_ context.Context, x fleet.Freeze) (fleet.Freeze, error) {
+	defer f.lock()()
+	x.ID, x.Since, x.Simulated = fmt.Sprintf("01J3FREEZE%d", len(f.frozen)), epoch, x.Host == simHost
+	f.frozen = append(f.frozen, x)
+	return x, f.err
+}
+
+func (f *fake) Lift(_ context.Context, id, _ string) (fleet.Freeze, error) {
+	defer f.lock()()
+	i := slices.IndexFunc(f.frozen, func(x fleet.Freeze) bool { return x.ID == id })
+	if i < 0 {
+		return fleet.Freeze{}, fmt.Errorf("there is no freeze %q; /api/v1/freezes lists them: %w", id, ErrNotFound)
+	}
+	x := f.frozen[i]
+	f.frozen = slices.Delete(f.frozen, i, i+1)
+	return x, f.err
 }
 
 func (f *fake) Bundle(context.Context, fleet.Execution) (io.ReadCloser, error) {

@@ -233,7 +233,7 @@ func TestGuardRefuses(t *testing.T) {
 			want   string
 		}{
 			"blind":  {func() { r.w.blind = errors.New("the bus is away") }, "the bus is away"},
-			"frozen": {func() { r.w.blind = nil; r.w.state.Freezes = []guard.Freeze{{By: "ann", Reason: "audit"}} }, "frozen by ann: audit"},
+			"frozen": {func() { r.w.blind = nil; r.w.state.Freezes = []fleet.Freeze{{By: "ann", Reason: "audit"}} }, "frozen by ann: audit"},
 		} {
 			r.w.change(c.change)
 			_, err := r.c.Submit(t.Context(), Request{Host: "h1", Action: fleet.ActionRecycle, RequestedBy: "bob", EvidenceAt: time.Now()})
@@ -254,7 +254,7 @@ func TestGuardLooksAgainBeforeTheFirstEffect(t *testing.T) {
 		r.w.change(func() {
 			r.w.fail = func(what string) error {
 				if what == "create" {
-					r.w.state.Freezes = []guard.Freeze{{Host: "h1"}}
+					r.w.state.Freezes = []fleet.Freeze{{Host: "h1"}}
 				}
 				return nil
 			}

@@ -14,12 +14,17 @@ import (
 
 // Policy says what is allowed. The zero value allows nothing.
 type Policy struct {
+	// Revision identifies the policy in decisions and in the audit trail.
+	Revision string
 	// DryRun refuses every action on hosts that exist.
 	DryRun bool
-	// Automatic lists the actions that need no approval.
-	Automatic []fleet.Action
-	// ApprovalExpires is for how long an approval holds.
-	ApprovalExpires time.Duration
+	// Automatic lists the actions that need no approval, and Never those that are not
+	// allowed whoever approves them.
+	Automatic, Never []fleet.Action
+	// ApprovalExpires is for how long an approval holds, and ApprovalExpiresFor for
+	// how long that of an action does where it differs.
+	ApprovalExpires    time.Duration
+	ApprovalExpiresFor map[fleet.Action]time.Duration
 	// EvidenceMaxAge is how old the evidence may be when an action begins.
 	EvidenceMaxAge time.Duration
 	// Cooldown is the least time between two executions on a host.
@@ -36,6 +41,14 @@ type Policy struct {
 	StormRatio float64
 	// Windows, if there are any, are the only times at which actions begin.
 	Windows []Window
+}
+
+// Expires is for how long the approval of an action holds.
+func (p Policy) Expires(a fleet.Action) time.Duration {
+	if d, ok := p.ApprovalExpiresFor[a]; ok {
+		return d
+	}
+	return p.ApprovalExpires
 }
 
 // Window is a time of the week, in UTC. A window that ends before it begins goes
@@ -97,20 +110,10 @@ type Host struct {
 	Actions []fleet.Action
 }
 
-// Freeze stops actions: of a host, of a fault domain, or of the whole fleet where
-// both are "".
-type Freeze struct {
-	Host        fleet.HostID
-	FaultDomain string
-	By, Reason  string
-	// Until ends the freeze; zero means never.
-	Until time.Time
-}
-
 // State is what the guard decides on.
 type State struct {
 	Hosts   map[fleet.HostID]Host
-	Freezes []Freeze
+	Freezes []fleet.Freeze
 	// Executions are all that are under way, and those that ended within the
 	// policy's cool-down.
 	Executions []fleet.Execution
@@ -121,6 +124,42 @@ type State struct {
 type Decision struct {
 	Allowed bool     `json:"allowed"`
 	Reasons []string `json:"reasons"`
+	// Policy is the revision of the policy that decided.
+	Policy string `json:"policy"`
+	// Rules tells of every rule whether it lets the action through, in the order in
+	// which they are asked.
+	Rules []Finding `json:"rules"`
+}
+
+// Finding is what one rule says.
+type Finding struct {
+	Rule   Rule `json:"rule"`
+	Passed bool `json:"passed"`
+}
+
+// Rule names a thing that the guard looks at.
+type Rule string
+
+// The rules.
+const (
+	RuleHost     Rule = "host"               // the host is known
+	RuleAction   Rule = "action"             // it is an action, and the policy does not rule it out
+	RuleDryRun   Rule = "dry-run"            // neither the request, nor the policy, nor the agent is a dry run
+	RuleFreeze   Rule = "freeze"             // nothing that the host belongs to is frozen
+	RuleApproval Rule = "approval"           // a person approved it, where that is needed
+	RuleEvidence Rule = "evidence"           // the evidence is fresh
+	RuleWindow   Rule = "maintenance-window" // it is a time at which actions begin
+	RuleOne      Rule = "one-at-a-time"      // nothing else is under way on the host
+	RuleCooldown Rule = "cool-down"          // nothing was a short while ago
+	RuleFleet    Rule = "fleet-limit"        // not too much is under way in the fleet
+	RuleDomain   Rule = "fault-domain-limit" // nor in the fault domain
+	RuleHealthy  Rule = "healthy-share"      // enough of the other hosts are healthy
+	RuleStorm    Rule = "storm"              // not too many hosts are predicted to fail at once
+)
+
+// Rules lists all of them, in the order in which they are asked.
+func Rules() []Rule {
+	return []Rule{RuleHost, RuleAction, RuleDryRun, RuleFreeze, RuleApproval, RuleEvidence, RuleWindow, RuleOne, RuleCooldown, RuleFleet, RuleDomain, RuleHealthy, RuleStorm}
 }
 
 // Refusal is the error of a request that the guard refused.
@@ -139,30 +178,51 @@ func changes(a fleet.Action) bool {
 	return a == fleet.ActionRecycle || a == fleet.ActionPreservingReset || a == fleet.ActionLiveMigrate
 }
 
+// verdict collects what the rules say.
+type verdict struct {
+	reasons []string
+	against map[Rule]bool
+}
+
+func (v *verdict) no(rule Rule, format string, args ...any) {
+	v.reasons = append(v.reasons, fmt.Sprintf(format, args...))
+	v.against[rule] = true
+}
+
+// decision is what follows from the rules that were asked.
+func (v *verdict) decision(policy string, asked ...Rule) Decision {
+	d := Decision{Allowed: len(v.reasons) == 0, Reasons: v.reasons, Policy: policy, Rules: make([]Finding, len(asked))}
+	for i, r := range asked {
+		d.Rules[i] = Finding{r, !v.against[r]}
+	}
+	return d
+}
+
 // Check decides. Handing a host over to a person changes nothing on it, so that only
 // the host must be known; everything else is checked against all rules.
 func Check(r Request, s State, p Policy, now time.Time) Decision {
-	var reasons []string
-	no := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
+	v := &verdict{against: make(map[Rule]bool)}
 	host, known := s.Hosts[r.Host]
 	switch {
 	case !known:
-		no("host %s is not known", r.Host)
-		return Decision{Reasons: reasons}
+		v.no(RuleHost, "host %s is not known", r.Host)
+		return v.decision(p.Revision, RuleHost)
 	case r.Action == fleet.ActionHandOver:
-		return Decision{Allowed: true}
+		return v.decision(p.Revision, RuleHost)
 	case !changes(r.Action):
-		no("%q is not an action that can be carried out", r.Action)
-		return Decision{Reasons: reasons}
+		v.no(RuleAction, "%q is not an action that can be carried out", r.Action)
+		return v.decision(p.Revision, RuleHost, RuleAction)
+	case slices.Contains(p.Never, r.Action):
+		v.no(RuleAction, "the policy rules %s out", r.Action)
 	}
 	if r.DryRun {
-		no("the request is a dry run")
+		v.no(RuleDryRun, "the request is a dry run")
 	}
 	if p.DryRun && !host.Simulated {
-		no("the policy is in dry-run mode")
+		v.no(RuleDryRun, "the policy is in dry-run mode")
 	}
 	if host.DryRun {
-		no("the agent of host %s is in dry-run mode", r.Host)
+		v.no(RuleDryRun, "the agent of host %s is in dry-run mode", r.Host)
 	}
 	for _, f := range s.Freezes {
 		if !f.Until.IsZero() && !now.Before(f.Until) {
@@ -170,23 +230,23 @@ func Check(r Request, s State, p Policy, now time.Time) Decision {
 		}
 		switch {
 		case f.Host == "" && f.FaultDomain == "":
-			no("the whole fleet is frozen%s", because(f))
+			v.no(RuleFreeze, "the whole fleet is frozen%s", because(f))
 		case f.Host != "" && f.Host == r.Host:
-			no("host %s is frozen%s", r.Host, because(f))
+			v.no(RuleFreeze, "host %s is frozen%s", r.Host, because(f))
 		case f.Host == "" && f.FaultDomain == host.FaultDomain:
-			no("the fault domain %s is frozen%s", f.FaultDomain, because(f))
+			v.no(RuleFreeze, "the fault domain %s is frozen%s", f.FaultDomain, because(f))
 		}
 	}
-	approve(r, p, now, no)
-	evidence(r, p, now, no)
+	approve(r, p, now, v)
+	evidence(r, p, now, v)
 	if len(p.Windows) > 0 && !slices.ContainsFunc(p.Windows, func(w Window) bool { return w.Contains(now) }) {
-		no("it is outside the maintenance windows")
+		v.no(RuleWindow, "it is outside the maintenance windows")
 	}
-	limits(r, host, s, p, now, no)
-	return Decision{Allowed: len(reasons) == 0, Reasons: reasons}
+	limits(r, host, s, p, now, v)
+	return v.decision(p.Revision, Rules()...)
 }
 
-func because(f Freeze) string {
+func because(f fleet.Freeze) string {
 	var b strings.Builder
 	if f.By != "" {
 		b.WriteString(" by " + f.By)
@@ -197,37 +257,37 @@ func because(f Freeze) string {
 	return b.String()
 }
 
-func approve(r Request, p Policy, now time.Time, no func(string, ...any)) {
+func approve(r Request, p Policy, now time.Time, v *verdict) {
 	switch a := r.Approval; {
 	case slices.Contains(p.Automatic, r.Action):
 	case a == nil:
-		no("%s needs the approval of a person", r.Action)
+		v.no(RuleApproval, "%s needs the approval of a person", r.Action)
 	case !slices.Contains(a.Actions, r.Action):
-		no("%s needs an approval of its own: %s approved something else", r.Action, a.By)
+		v.no(RuleApproval, "%s needs an approval of its own: %s approved something else", r.Action, a.By)
 	case a.At.After(now.Add(maxSkew)):
-		no("the approval by %s is from the future", a.By)
-	case now.Sub(a.At) > p.ApprovalExpires:
-		no("the approval by %s is %v old and expired after %v", a.By, now.Sub(a.At).Round(time.Second), p.ApprovalExpires)
+		v.no(RuleApproval, "the approval by %s is from the future", a.By)
+	case now.Sub(a.At) > p.Expires(r.Action):
+		v.no(RuleApproval, "the approval by %s is %v old and expired after %v", a.By, now.Sub(a.At).Round(time.Second), p.Expires(r.Action))
 	}
 }
 
 // maxSkew is by how much a clock may be ahead.
 const maxSkew = 5 * time.Second
 
-func evidence(r Request, p Policy, now time.Time, no func(string, ...any)) {
+func evidence(r Request, p Policy, now time.Time, v *verdict) {
 	switch age := now.Sub(r.EvidenceAt); {
 	case r.EvidenceAt.IsZero():
-		no("there is no evidence")
+		v.no(RuleEvidence, "there is no evidence")
 	case age > p.EvidenceMaxAge:
-		no("the evidence is %v old, at most %v is allowed", age.Round(time.Second), p.EvidenceMaxAge)
+		v.no(RuleEvidence, "the evidence is %v old, at most %v is allowed", age.Round(time.Second), p.EvidenceMaxAge)
 	case age < -maxSkew:
-		no("the evidence is from the future: compare the clocks of the hosts")
+		v.no(RuleEvidence, "the evidence is from the future: compare the clocks of the hosts")
 	}
 }
 
 // limits checks what the action means for the fleet. Simulated hosts and those that
 // exist are fleets of their own.
-func limits(r Request, host Host, s State, p Policy, now time.Time, no func(string, ...any)) {
+func limits(r Request, host Host, s State, p Policy, now time.Time, v *verdict) {
 	active, inDomain := 0, 0
 	for _, e := range s.Executions {
 		if e.ID == r.Execution && r.Execution != "" || e.Action == fleet.ActionHandOver {
@@ -236,12 +296,12 @@ func limits(r Request, host Host, s State, p Policy, now time.Time, no func(stri
 		if e.State.Final() {
 			// One that never began did not touch the host.
 			if e.Host == r.Host && e.State != fleet.ExecutionCancelled && now.Sub(e.Ended) < p.Cooldown {
-				no("host %s had an execution %v ago, at least %v must lie between", r.Host, now.Sub(e.Ended).Round(time.Second), p.Cooldown)
+				v.no(RuleCooldown, "host %s had an execution %v ago, at least %v must lie between", r.Host, now.Sub(e.Ended).Round(time.Second), p.Cooldown)
 			}
 			continue
 		}
 		if e.Host == r.Host {
-			no("the execution %s is under way on host %s", e.ID, r.Host)
+			v.no(RuleOne, "the execution %s is under way on host %s", e.ID, r.Host)
 		}
 		if other := s.Hosts[e.Host]; e.Simulated == host.Simulated {
 			active++
@@ -251,20 +311,14 @@ func limits(r Request, host Host, s State, p Policy, now time.Time, no func(stri
 		}
 	}
 	if active >= p.MaxConcurrent {
-		no("%d executions are under way, at most %d are allowed", active, p.MaxConcurrent)
+		v.no(RuleFleet, "%d executions are under way, at most %d are allowed", active, p.MaxConcurrent)
 	}
 	if inDomain >= p.MaxConcurrentPerDomain {
-		no("%d executions are under way in the fault domain %q, at most %d are allowed", inDomain, host.FaultDomain, p.MaxConcurrentPerDomain)
+		v.no(RuleDomain, "%d executions are under way in the fault domain %q, at most %d are allowed", inDomain, host.FaultDomain, p.MaxConcurrentPerDomain)
 	}
-	others, healthy, failing := 0, 0, 0
+	others, healthy := 0, 0
 	for id, h := range s.Hosts {
-		if h.Simulated != host.Simulated {
-			continue
-		}
-		if h.Failing {
-			failing++
-		}
-		if id == r.Host {
+		if h.Simulated != host.Simulated || id == r.Host {
 			continue
 		}
 		others++
@@ -274,9 +328,26 @@ func limits(r Request, host Host, s State, p Policy, now time.Time, no func(stri
 	}
 	// Written so that a ratio that is not a number refuses.
 	if others > 0 && !(float64(healthy) >= p.MinHealthyRatio*float64(others)) {
-		no("%d of the %d other hosts are healthy, at least %.0f %% must be", healthy, others, 100*p.MinHealthyRatio)
+		v.no(RuleHealthy, "%d of the %d other hosts are healthy, at least %.0f %% must be", healthy, others, 100*p.MinHealthyRatio)
 	}
-	if p.StormHosts > 0 && failing >= p.StormHosts && float64(failing) > p.StormRatio*float64(others+1) {
-		no("%d of %d hosts are predicted to fail at once: that is a storm, and a person has to look for its cause", failing, others+1)
+	if storm, failing, all := Storm(s, p, host.Simulated); storm {
+		v.no(RuleStorm, "%d of %d hosts are predicted to fail at once: that is a storm, and a person has to look for its cause", failing, all)
 	}
+}
+
+// Storm tells whether so many hosts are predicted to fail at once that the cause is
+// not in the hosts, and how many of how many are. Simulated hosts and those that exist
+// are fleets of their own.
+func Storm(s State, p Policy, simulated bool) (storm bool, failing, hosts int) {
+	for _, h := range s.Hosts {
+		if h.Simulated != simulated {
+			continue
+		}
+		hosts++
+		if h.Failing {
+			failing++
+		}
+	}
+	// Written so that a ratio that is not a number is a storm.
+	return p.StormHosts > 0 && failing >= p.StormHosts && !(float64(failing) <= p.StormRatio*float64(hosts)), failing, hosts
 }

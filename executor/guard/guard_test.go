@@ -43,12 +43,12 @@ func TestCheck(t *testing.T) {
 		"dry-run request":   {func(r *Request, _ *State, _ *Policy) { r.DryRun = true }, "request is a dry run"},
 		"dry-run policy":    {func(_ *Request, _ *State, p *Policy) { p.DryRun = true }, "policy is in dry-run"},
 		"dry-run agent":     {func(_ *Request, s *State, _ *Policy) { h := s.Hosts["h1"]; h.DryRun = true; s.Hosts["h1"] = h }, "agent of host h1 is in dry-run"},
-		"fleet frozen":      {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{By: "ann", Reason: "power"}} }, "fleet is frozen by ann: power"},
-		"rack frozen":       {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{FaultDomain: "rack1"}} }, "fault domain rack1"},
-		"other rack frozen": {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{FaultDomain: "rack2"}} }, ""},
-		"host frozen":       {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{Host: "h1", Until: now.Add(1)}} }, "host h1 is frozen"},
-		"other host frozen": {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{Host: "h2"}} }, ""},
-		"freeze is over":    {func(_ *Request, s *State, _ *Policy) { s.Freezes = []Freeze{{Until: now}} }, ""},
+		"fleet frozen":      {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{By: "ann", Reason: "power"}} }, "fleet is frozen by ann: power"},
+		"rack frozen":       {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{FaultDomain: "rack1"}} }, "fault domain rack1"},
+		"other rack frozen": {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{FaultDomain: "rack2"}} }, ""},
+		"host frozen":       {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{Host: "h1", Until: now.Add(1)}} }, "host h1 is frozen"},
+		"other host frozen": {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{Host: "h2"}} }, ""},
+		"freeze is over":    {func(_ *Request, s *State, _ *Policy) { s.Freezes = []fleet.Freeze{{Until: now}} }, ""},
 		"not approved":      {func(r *Request, _ *State, _ *Policy) { r.Approval = nil }, "needs the approval"},
 		"automatic": {func(r *Request, _ *State, p *Policy) {
 			r.Approval, p.Automatic = nil, []fleet.Action{fleet.ActionRecycle}
@@ -162,7 +162,7 @@ func TestZeroPolicyAllowsNothing(t *testing.T) {
 func TestHandOverIsAlwaysAllowed(t *testing.T) {
 	r, s, p := allowing()
 	r.Action, r.EvidenceAt, r.Approval = fleet.ActionHandOver, time.Time{}, nil
-	s.Freezes = []Freeze{{}}
+	s.Freezes = []fleet.Freeze{{}}
 	if d := Check(r, s, p, now); !d.Allowed {
 		t.Errorf("%q", d.Reasons)
 	}
@@ -170,7 +170,7 @@ func TestHandOverIsAlwaysAllowed(t *testing.T) {
 
 func TestAllReasonsAreGiven(t *testing.T) {
 	r, s, p := allowing()
-	r.Approval, r.EvidenceAt, s.Freezes = nil, time.Time{}, []Freeze{{}, {Host: "h1"}}
+	r.Approval, r.EvidenceAt, s.Freezes = nil, time.Time{}, []fleet.Freeze{{}, {Host: "h1"}}
 	d := Check(r, s, p, now)
 	if len(d.Reasons) != 4 {
 		t.Errorf("%q", d.Reasons)

@@ -173,7 +173,16 @@ func (t *Table[T]) Change(ctx context.Context, key string, f func(*T) error) (T,
 
 // Delete removes a record; that there is none is not an error.
 func (t *Table[T]) Delete(ctx context.Context, key string) error {
-	return t.kv.Delete(ctx, key)
+	_, revision, _ := t.Find(key)
+	if err := t.kv.Delete(ctx, key); err != nil {
+		return fmt.Errorf("delete %s %q: %w", t.kv.Bucket(), key, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.records[key].revision <= revision {
+		delete(t.records, key)
+	}
+	return nil
 }
 
 func (t *Table[T]) write(key string, v T, put func([]byte) (uint64, error)) (uint64, error) {

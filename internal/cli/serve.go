@@ -82,6 +82,7 @@ const demoSeed = 1
 // demoPolicy makes room for the demonstration, in which a third of the fleet fails
 // within a minute. Nothing real is acted on under it.
 func demoPolicy(p config.Policy) config.Policy {
+	p.File = "" // what changes in it would not make that room
 	p.MaxConcurrent, p.MaxConcurrentPerDomain = max(p.MaxConcurrent, 6), max(p.MaxConcurrentPerDomain, 3)
 	p.Cooldown = min(p.Cooldown, config.Duration(30*time.Second))
 	p.MinHealthyRatio = min(p.MinHealthyRatio, 0.3)

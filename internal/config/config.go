@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
@@ -136,52 +137,24 @@ type Model struct {
 	Horizon Duration `yaml:"horizon"`
 }
 
-// Policy is what may be done, and when.
-type Policy struct {
-	// Mode is "approve" (a person decides, the default), "automatic" or "dry-run".
-	Mode string `yaml:"mode"`
-	// ApprovalExpires is how long a recommendation waits for a decision.
-	ApprovalExpires Duration `yaml:"approval_expires"`
-	// EvidenceMaxAge is how old the newest sample of a host may be when an
-	// action on it begins.
-	EvidenceMaxAge Duration `yaml:"evidence_max_age"`
-	// Cooldown is the least time between two executions on a host.
-	Cooldown Duration `yaml:"cooldown"`
-	// MaxConcurrent and MaxConcurrentPerDomain limit the actions under way.
-	MaxConcurrent          int `yaml:"max_concurrent"`
-	MaxConcurrentPerDomain int `yaml:"max_concurrent_per_domain"`
-	// MinHealthyRatio is the share of the fleet that must be healthy, 0..1, not
-	// counting the host that is acted on.
-	MinHealthyRatio float64 `yaml:"min_healthy_ratio"`
-	// StormHosts and StormRatio are the storm brake: when at least so many hosts,
-	// and at least this share of the fleet, are predicted to fail at once, the
-	// prediction is doubted: nothing is done and a person is called.
-	StormHosts int     `yaml:"storm_hosts"`
-	StormRatio float64 `yaml:"storm_ratio"`
-	// Freeze stops every action while true.
-	Freeze bool `yaml:"freeze"`
-	// CrashSeconds is what one VM loses when its host fails.
-	CrashSeconds float64 `yaml:"crash_seconds"`
-	// HandOverSeconds is what one VM on a failing host is expected to lose until
-	// a person has dealt with it.
-	HandOverSeconds float64 `yaml:"hand_over_seconds"`
-}
-
 // Duration is a time.Duration written as "90s", "5m" or "720h" in the file.
 type Duration time.Duration
 
 // D is the value.
 func (d Duration) D() time.Duration { return time.Duration(d) }
 
-// UnmarshalYAML parses the text form and says what is wrong with it otherwise.
-func (d *Duration) UnmarshalYAML(data []byte) error {
-	text := strings.Trim(strings.TrimSpace(string(data)), `"'`)
+// UnmarshalYAML parses the text form, and says what is wrong with it and where.
+func (d *Duration) UnmarshalYAML(node ast.Node) error {
+	wrong := func(format string, args ...any) error {
+		return &yaml.SyntaxError{Message: fmt.Sprintf(format, args...), Token: node.GetToken()}
+	}
+	text := strings.Trim(strings.TrimSpace(node.String()), `"'`)
 	v, err := time.ParseDuration(text)
 	if err != nil {
-		return fmt.Errorf("%q is not a duration: write a number and a unit, for example 500ms, 10s, 5m or 24h", text)
+		return wrong("%q is not a duration: write a number and a unit, for example 500ms, 10s, 5m or 24h", text)
 	}
 	if v < 0 {
-		return fmt.Errorf("%q is negative: a duration must be 0 or more", text)
+		return wrong("%q is negative: a duration must be 0 or more", text)
 	}
 	*d = Duration(v)
 	return nil
@@ -199,17 +172,13 @@ func Default() Config {
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
 		},
-		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
-		Policy: Policy{
-			Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
-			Cooldown: Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
-			StormHosts: 5, StormRatio: 0.2,
-			CrashSeconds: 300, HandOverSeconds: 120,
-		},
+		Model:  Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
+		Policy: DefaultPolicy(),
 	}
 }
 
-// Load reads a file over the defaults. An empty path gives the defaults.
+// Load reads a file over the defaults, and the policy from its own file if there is
+// one. An empty path gives the defaults.
 func Load(path string) (Config, error) {
 	c := Default()
 	if path == "" {
@@ -222,6 +191,12 @@ func Load(path string) (Config, error) {
 	if err := c.Parse(data); err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
+	if file := c.Policy.File; file != "" {
+		if c.Policy, err = LoadPolicy(file); err != nil {
+			return c, fmt.Errorf("policy.file: %w", err)
+		}
+		c.Policy.File = file
+	}
 	return c, nil
 }
 
@@ -231,6 +206,9 @@ func (c *Config) Parse(data []byte) error {
 		if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
 			return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
 		}
+	}
+	if err := c.Policy.alone(); err != nil {
+		return err
 	}
 	return c.Validate()
 }
@@ -300,16 +278,8 @@ func (c *Config) Validate() error {
 	if c.Model.FalseAlarmsPerMonth <= 0 {
 		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)
 	}
-	switch c.Policy.Mode {
-	case "approve", "automatic", "dry-run":
-	default:
-		bad("policy.mode: %q is not approve, automatic or dry-run", c.Policy.Mode)
-	}
-	if r := c.Policy.MinHealthyRatio; r < 0 || r > 1 {
-		bad("policy.min_healthy_ratio: %v is not in 0..1", r)
-	}
-	if c.Policy.MaxConcurrent < 1 || c.Policy.MaxConcurrentPerDomain < 1 {
-		bad("policy.max_concurrent and max_concurrent_per_domain must be at least 1; to stop every action, set policy.freeze")
+	for _, m := range c.Policy.mistakes() {
+		bad("policy.%s: %s", m.Key, m.Text)
 	}
 	return errors.Join(errs...)
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor"
 	"github.com/tardigrade-recovery/tardigrade/executor/guard"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
-	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
@@ -109,40 +108,6 @@ func (l *leases) keep(host fleet.HostID, lease *bus.Lease) {
 		return
 	}
 	l.held[host] = lease
-}
-
-// surroundings shows the guard the policy and the fleet as they are now.
-type surroundings struct {
-	policy      config.Policy
-	hosts       *hosts
-	predictions *predictions
-}
-
-func (s surroundings) Surroundings(context.Context) (guard.Policy, guard.State, error) {
-	p := guard.Policy{
-		DryRun:          s.policy.Mode == "dry-run",
-		ApprovalExpires: s.policy.ApprovalExpires.D(), EvidenceMaxAge: s.policy.EvidenceMaxAge.D(), Cooldown: s.policy.Cooldown.D(),
-		MaxConcurrent: s.policy.MaxConcurrent, MaxConcurrentPerDomain: s.policy.MaxConcurrentPerDomain,
-		MinHealthyRatio: s.policy.MinHealthyRatio,
-		StormHosts:      s.policy.StormHosts, StormRatio: s.policy.StormRatio,
-	}
-	if s.policy.Mode == "automatic" {
-		p.Automatic = []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate}
-	}
-	state := guard.State{Hosts: make(map[fleet.HostID]guard.Host)}
-	if s.policy.Freeze {
-		state.Freezes = []guard.Freeze{{By: "the configuration", Reason: "policy.freeze is set"}}
-	}
-	for _, h := range s.hosts.all() {
-		g := guard.Host{FaultDomain: h.FaultDomain, Simulated: h.Simulated, DryRun: h.DryRun, Actions: h.Actions}
-		if prediction, sample, ok := s.predictions.find(h.ID, s.policy.EvidenceMaxAge.D()); ok {
-			g.EvidenceAt = sample.Time
-			g.Failing = prediction.State == fleet.PredictionScoring && prediction.Signature != fleet.SignatureNone
-			g.Healthy = prediction.State != fleet.PredictionStale && !g.Failing
-		}
-		state.Hosts[h.ID] = g
-	}
-	return p, state, nil
 }
 
 // execute begins the execution of an approved recommendation.

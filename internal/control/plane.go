@@ -50,12 +50,16 @@ type Plane struct {
 	models      models
 	detectors   *detectors
 	recommender *recommender
-	executions  *bus.Table[executor.Record]
-	coordinator *executor.Coordinator
-	history     history
-	ingest      *ingest
-	events      *events
-	ended       func(fleet.Execution)
+	policies    *policies
+	freezes     *bus.Table[fleet.Freeze]
+	// surroundings is what the guard decides on.
+	surroundings surroundings
+	executions   *bus.Table[executor.Record]
+	coordinator  *executor.Coordinator
+	history      history
+	ingest       *ingest
+	events       *events
+	ended        func(fleet.Execution)
 }
 
 // leaseTTL is how long a host stays locked after its control plane went away.
@@ -108,6 +112,10 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 		return err
 	}
 	p.audit = bus.OpenAudit(p.bus)
+	p.policies = newPolicies(p.cfg.Policy, p.audit, p.log)
+	if p.freezes, err = bus.OpenTable[fleet.Freeze](ctx, p.bus, "FREEZES", nil); err != nil {
+		return err
+	}
 	if p.bundles, err = bus.OpenBundles(ctx, p.bus, spool); err != nil {
 		return err
 	}
@@ -125,7 +133,7 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 	if err != nil {
 		return err
 	}
-	p.recommender = newRecommender(recommendations, p.audit, p.cfg.Policy, p.log)
+	p.recommender = newRecommender(recommendations, p.audit, p.policies.current, p.log)
 	p.executions, err = bus.OpenTable(ctx, p.bus, "EXECUTIONS", func(id string, r executor.Record) { p.executed(ctx, r.Execution) })
 	if err != nil {
 		return err
@@ -137,9 +145,10 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
 		p.log.Warn("a sample was not scored", "host", id, "err", err)
 	})
+	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
 	p.coordinator, err = executor.New(executor.Config{
 		Store: store{p.executions}, Commands: p.bus, Leases: &leases{bus: leaseTable, held: make(map[fleet.HostID]*bus.Lease)},
-		Guard: surroundings{p.cfg.Policy, p.hosts, p.predictions}, Audit: p.audit, Log: p.log,
+		Guard: p.surroundings, Audit: p.audit, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -180,6 +189,8 @@ func (p *Plane) Run(ctx context.Context) error {
 		})
 	}
 	part("disk space", p.bus.WatchSpace)
+	part("policy", p.policies.watch)
+	part("storm brake", p.brake)
 	part("hosts", func(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
 	})
@@ -227,7 +238,7 @@ func (p *Plane) Close() {
 // predicted follows each new prediction.
 func (p *Plane) predicted(ctx context.Context, s *fleet.Sample, out fleet.Prediction) {
 	p.hosts.sampled(s.Host, s.Time)
-	if time.Since(s.Time) > p.cfg.Policy.EvidenceMaxAge.D() {
+	if time.Since(s.Time) > p.policies.current().EvidenceMaxAge.D() {
 		return // read again after a restart: it teaches, and calls for nothing
 	}
 	p.events.emit("prediction", string(s.Host), out)

@@ -276,7 +276,7 @@ func TestDryRunActsOnNothing(t *testing.T) {
 	if _, err := w.plane.Approve(t.Context(), rec.ID, "ann", ""); !errors.Is(err, api.ErrConflict) {
 		t.Errorf("approved: %v", err)
 	}
-	if e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "I want it", "ann"); err == nil {
+	if e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "I want it", "ann", false); err == nil {
 		t.Errorf("executed by hand: %+v", e)
 	}
 	if w.host.Restarts(unit) != 0 {

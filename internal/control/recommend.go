@@ -20,9 +20,10 @@ import (
 // recommender keeps at most one open recommendation for each host, true to the
 // newest prediction, and carries its state from pending to final.
 type recommender struct {
-	table  *bus.Table[fleet.Recommendation]
-	audit  *bus.Audit
-	policy config.Policy
+	table *bus.Table[fleet.Recommendation]
+	audit *bus.Audit
+	// policy is the one in force.
+	policy func() config.Policy
 	log    *slog.Logger
 	// execute starts the execution of an approved recommendation.
 	execute func(context.Context, fleet.Recommendation) (fleet.Execution, error)
@@ -48,7 +49,7 @@ const triedFor = time.Hour
 
 var errNotOpen = errors.New("the recommendation is not open any more")
 
-func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy config.Policy, log *slog.Logger) *recommender {
+func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy func() config.Policy, log *slog.Logger) *recommender {
 	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt)}
 	for _, rec := range table.All() {
 		if !rec.State.Final() {
@@ -94,7 +95,8 @@ func (r *recommender) triedOn(p fleet.Prediction) map[fleet.Action]time.Time {
 
 // costs are the figures of the configuration as the policy wants them.
 func (r *recommender) costs() predictor.Costs {
-	return predictor.Costs{CrashSeconds: r.policy.CrashSeconds, HandOverSeconds: r.policy.HandOverSeconds}
+	p := r.policy()
+	return predictor.Costs{CrashSeconds: p.CrashSeconds, HandOverSeconds: p.HandOverSeconds}
 }
 
 // consider takes a new prediction and the host it is of.
@@ -109,10 +111,10 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 	if d.Action == fleet.ActionNone || p.Time.Before(r.quiet[h.ID]) {
 		return
 	}
-	now := time.Now().UTC()
+	now, policy := time.Now().UTC(), r.policy()
 	rec := fleet.Recommendation{
-		ID: ulid.Make().String(), Host: h.ID, Time: now, Expires: now.Add(r.policy.ApprovalExpires.D()),
-		Simulated: h.Simulated, DryRun: h.DryRun || r.policy.Mode == "dry-run", State: fleet.RecommendationPending,
+		ID: ulid.Make().String(), Host: h.ID, Time: now, Expires: now.Add(policy.Expires(d.Action)),
+		Simulated: h.Simulated, DryRun: h.DryRun || policy.Mode == "dry-run", State: fleet.RecommendationPending,
 		Action: d.Action, Prediction: p, CostVMSeconds: d.CostVMSeconds, Alternatives: d.Alternatives,
 		Reason: d.Reason, Propensity: d.Propensity, Policy: predictor.PolicyName,
 	}
@@ -169,6 +171,7 @@ func (r *recommender) close(ctx context.Context, id string, to fleet.Recommendat
 // sweep expires what nobody decided, and carries out what the configuration
 // approves by itself.
 func (r *recommender) sweep(ctx context.Context, now time.Time) {
+	policy := r.policy()
 	r.mu.Lock()
 	var approve []string
 	for _, id := range r.open {
@@ -177,7 +180,7 @@ func (r *recommender) sweep(ctx context.Context, now time.Time) {
 		case !ok:
 		case (rec.State == fleet.RecommendationPending || rec.State == fleet.RecommendationDryRun) && now.After(rec.Expires):
 			r.close(ctx, id, fleet.RecommendationExpired, "clock", "nobody decided in time")
-		case rec.State == fleet.RecommendationPending && (r.policy.Mode == "automatic" || rec.Simulated && now.Sub(rec.Time) > simulatedApproval):
+		case rec.State == fleet.RecommendationPending && (policy.Approval(rec.Action) == "automatic" || rec.Simulated && now.Sub(rec.Time) > simulatedApproval):
 			approve = append(approve, id)
 		}
 	}
@@ -287,7 +290,7 @@ func (r *recommender) settle(ctx context.Context, id string, f func(*fleet.Recom
 		if r.open[rec.Host] == id {
 			delete(r.open, rec.Host)
 		}
-		r.quiet[rec.Host] = time.Now().Add(r.policy.Cooldown.D())
+		r.quiet[rec.Host] = time.Now().Add(r.policy().Cooldown.D())
 		r.carriedOut(rec)
 		r.mu.Unlock()
 	}

@@ -38,7 +38,7 @@ func (p *Plane) Host(_ context.Context, id fleet.HostID) (api.HostView, error) {
 
 func (p *Plane) view(h fleet.Host) api.HostView {
 	v := api.HostView{Host: h}
-	if prediction, _, ok := p.predictions.find(h.ID, p.cfg.Policy.EvidenceMaxAge.D()); ok {
+	if prediction, _, ok := p.predictions.find(h.ID, p.policies.current().EvidenceMaxAge.D()); ok {
 		v.Prediction = &prediction
 	}
 	return v
@@ -119,13 +119,13 @@ func (p *Plane) Executions(ctx context.Context) ([]fleet.Execution, error) {
 
 // Execute asks for an action that no recommendation proposed: the person who asks
 // is both the witness and the approval.
-func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string) (fleet.Execution, error) {
+func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string, dryRun bool) (fleet.Execution, error) {
 	if _, err := p.Host(ctx, host); err != nil {
 		return fleet.Execution{}, err
 	}
 	now := time.Now().UTC()
 	e, err := p.coordinator.Submit(ctx, executor.Request{
-		Host: host, Action: action, Reason: reason, RequestedBy: who, EvidenceAt: now, Approval: consent(who, now, action),
+		Host: host, Action: action, Reason: reason, RequestedBy: who, EvidenceAt: now, Approval: consent(who, now, action), DryRun: dryRun,
 	})
 	return e, problem(err)
 }
@@ -145,6 +145,9 @@ func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string
 	}
 	if why := p.bus.Full(); why != "" {
 		degraded["disk"] = why
+	}
+	if why := p.policies.degraded(); why != "" {
+		degraded["policy"] = why
 	}
 	if p.ingest != nil {
 		if err := p.ingest.err(); err != nil {

@@ -243,3 +243,18 @@ type Execution struct {
 	// Outcome is a sentence for a person, set with the final state.
 	Outcome string `json:"outcome,omitempty"`
 }
+
+// Freeze stops every action on a host, in a fault domain, or in the whole fleet where
+// both are "". What is under way goes on to the end of its phase.
+type Freeze struct {
+	ID          string `json:"id"`
+	Host        HostID `json:"host,omitempty"`
+	FaultDomain string `json:"fault_domain,omitempty"`
+	// Simulated is true for the freeze of a host that does not exist.
+	Simulated bool   `json:"simulated"`
+	By        string `json:"by"`
+	Reason    string `json:"reason"`
+	// Since and Until bound it; without an Until it holds until it is lifted.
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"`
+}
