@@ -333,3 +333,83 @@ func TestDeadLetterCommands(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestPolicyCheckNamesTheLine(t *testing.T) {
+	path := file(t, "version: 1\nmode: automatic\nactions:\n  recycle: {approval: maybe}\nstorm_ratio: 2\n")
+	out, err := run(t, "policy", "check", path)
+	if err == nil || !strings.Contains(err.Error(), path+":4:") || !strings.Contains(err.Error(), path+":5:") {
+		t.Errorf("%v", err)
+	}
+	var answer struct {
+		Valid    bool
+		Revision string
+		Mistakes []struct {
+			Line int
+			Key  string
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &answer); err != nil || answer.Valid || len(answer.Mistakes) != 2 || answer.Mistakes[1].Key != "storm_ratio" || answer.Mistakes[1].Line != 5 {
+		t.Errorf("%s: %v", out, err)
+	}
+	out, err = run(t, "policy", "check", file(t, "version: 1\nmode: automatic\n"))
+	if err := json.Unmarshal([]byte(out), &answer); err != nil || !answer.Valid || len(answer.Revision) != 12 || len(answer.Mistakes) != 0 {
+		t.Errorf("%s: %v", out, err)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := run(t, "policy", "check", filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+func TestPolicyExplainWithoutAControlPlane(t *testing.T) {
+	path := file(t, `version: 1
+mode: automatic
+actions:
+  live-migrate: {approval: never}
+  preserving-reset: {approval: person}
+maintenance_windows: [{begin: "10:00", end: "14:00"}]
+`)
+	for _, c := range []struct {
+		args    []string
+		allowed bool
+		want    string // in the only reason
+	}{
+		{[]string{"--action", "recycle"}, true, ""},
+		{[]string{"--action", "preserving-reset"}, false, "needs the approval"},
+		{[]string{"--action", "preserving-reset", "--approved"}, true, ""},
+		{[]string{"--action", "live-migrate", "--approved"}, false, "rules live-migrate out"},
+		{[]string{"--action", "recycle", "--at", "2026-03-04T15:00:00Z"}, false, "maintenance windows"},
+		{[]string{"--action", "recycle", "--evidence-age", "90s"}, false, "evidence is 1m30s old"},
+		{[]string{"--action", "recycle", "--hosts", "10", "--active", "1"}, false, "1 executions are under way"},
+		{[]string{"--action", "recycle", "--hosts", "10", "--healthy", "3"}, false, "3 of the 9 other hosts are healthy"},
+		{[]string{"--action", "recycle", "--hosts", "20", "--failing", "6"}, false, "storm"},
+		{[]string{"--action", "recycle", "--hosts", "200", "--failing", "6"}, true, ""},
+		{[]string{"--action", "hand-over", "--hosts", "20", "--failing", "20"}, true, ""},
+	} {
+		out, err := run(t, append([]string{"policy", "explain", "--file", path, "--host", "h", "--at", "2026-03-04T12:00:00Z"}, c.args...)...)
+		var answer struct {
+			Explanations []struct {
+				Allowed bool
+				Reasons []string
+				Rules   []struct{ Rule string }
+			}
+		}
+		if err != nil || json.Unmarshal([]byte(out), &answer) != nil || len(answer.Explanations) != 1 {
+			t.Errorf("%v: %s, %v", c.args, out, err)
+			continue
+		}
+		e := answer.Explanations[0]
+		if e.Allowed != c.allowed || len(e.Rules) == 0 || c.want != "" && (len(e.Reasons) != 1 || !strings.Contains(e.Reasons[0], c.want)) {
+			t.Errorf("%v: %s", c.args, out)
+		}
+	}
+	for _, args := range [][]string{
+		{"--file", path}, {"--host", "h", "--failing", "3"}, {"--host", "h", "--file", path, "--hosts", "2", "--failing", "3"}, {"--host", "h", "--file", path, "--at", "noon"},
+	} {
+		if _, err := run(t, append([]string{"policy", "explain"}, args...)...); !errors.As(err, new(usageError)) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}

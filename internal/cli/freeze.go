@@ -66,6 +66,7 @@ way goes on to the end of its phase; no further phase begins. A person may alway
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	cmd.AddCommand(&cobra.Command{
 		Use: "list", Short: "List what is frozen, oldest first", Args: noArgs,
+		Example: `  tardigrade freeze list`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list struct {
 				Freezes []fleet.Freeze `json:"freezes"`
@@ -89,7 +90,8 @@ way goes on to the end of its phase; no further phase begins. A person may alway
 			return w.Flush()
 		},
 	}, &cobra.Command{
-		Use: "lift ID...", Short: "End freezes",
+		Use: "lift ID...", Short: "End freezes, so that actions may begin again",
+		Example: `  tardigrade freeze lift 01J9ZZZZZZZZZZZZZZZZZZZZZZ`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError{errors.New("freeze lift needs at least one ID; 'tardigrade freeze list' shows them")}
