@@ -46,6 +46,39 @@ type Diagnostics interface {
 	Diagnose(ctx context.Context, c fleet.Command) (bundle, summary string, err error)
 }
 
+// VMs takes the VMs of a host out of the way of a reset, and brings them back. What
+// it has begun is written down where a crash and the reset leave it, so that Resume
+// can finish it from anywhere. mark names the reset that it is for.
+type VMs interface {
+	// Check says which VMs cannot be preserved, and why. It changes nothing.
+	Check(ctx context.Context) error
+	// Move gives every VM a new hypervisor process. With an error, some have none; all
+	// that can run do.
+	Move(ctx context.Context, mark string) (detail string, err error)
+	// Save freezes all VMs and returns once they are safe from a reset. With an error,
+	// they run on.
+	Save(ctx context.Context, mark string) (detail string, err error)
+	// Saved tells whether VMs are out, or on their way.
+	Saved() (bool, error)
+	// Resume brings every VM back. With an error, it did not bring some back, whose
+	// state it keeps. What is back already is left alone.
+	Resume(ctx context.Context) error
+	// Forget ends what was written down.
+	Forget() error
+}
+
+// Kernel resets the operating system of the host, while the memory with the VMs stays.
+type Kernel interface {
+	// Load makes everything ready. The new kernel's command line has the mark.
+	Load(ctx context.Context, mark string) error
+	// Reset begins the reset. This process ends in its course.
+	Reset(ctx context.Context) error
+	// Underway tells whether a reset has begun from which there is no way back.
+	Underway(ctx context.Context) (bool, error)
+	// Unload takes back what Load did.
+	Unload(ctx context.Context) error
+}
+
 // Reports takes reports on their way to the control plane. nil means that the report
 // is safe there; otherwise it is sent again, with the same Seq.
 type Reports interface {
@@ -62,7 +95,12 @@ type Config struct {
 	Guests Guests
 	// Diagnostics may be nil; a diagnosis is refused then.
 	Diagnostics Diagnostics
-	Reports     Reports
+	// VMs may be nil; a preserving reset is refused then.
+	VMs VMs
+	// Kernel is what a preserving reset resets. nil means that only the hypervisor's
+	// processes are replaced.
+	Kernel  Kernel
+	Reports Reports
 	// Units are the services to restart, in order.
 	Units []string
 	// DryRun refuses every phase that would change the host.
@@ -205,7 +243,11 @@ func (r *Runner) Token() uint64 {
 
 // Actions lists what the runner can do on this host.
 func (r *Runner) Actions() []fleet.Action {
-	return []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionHandOver}
+	can := []fleet.Action{fleet.ActionNone, fleet.ActionRecycle}
+	if r.cfg.VMs != nil {
+		can = append(can, fleet.ActionPreservingReset)
+	}
+	return append(can, fleet.ActionHandOver)
 }
 
 // Handle takes a command. It returns nil once the command needs no second delivery:

@@ -351,7 +351,7 @@ func TestRefusals(t *testing.T) {
 			{func(c *fleet.Command) { c.Token = 0 }, nil, "no fencing token"},
 			{func(c *fleet.Command) { c.Deadline = time.Time{} }, nil, "until when"},
 			{func(c *fleet.Command) { c.Phase = "explode" }, nil, "cannot carry out"},
-			{func(c *fleet.Command) { c.Phase = fleet.PhaseReset }, nil, "cannot carry out"},
+			{func(c *fleet.Command) { c.Phase = fleet.PhaseReset }, nil, "not enabled"},
 			{func(c *fleet.Command) { c.Execution = "" }, nil, "no ID or no execution"},
 			{nil, func(c *Config) { c.DryRun = true }, "dry-run"},
 			{nil, func(c *Config) { c.Units = nil }, "no services"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -54,17 +55,19 @@ func ended(ctx context.Context) error {
 	return nil
 }
 
-// Resume finishes what a crash interrupted and returns; the reports are sent by the
-// next [Runner.Run].
-func (r *Runner) Resume(ctx context.Context) error { return r.finish(ctx) }
+// Resume finishes the reset that this boot of the host came from, or that a crash
+// interrupted, and returns; the reports are sent by the next [Runner.Run]. It needs
+// nothing but the VMs, so that it can run early in the boot.
+func (r *Runner) Resume(ctx context.Context) error { return r.finish(ctx, fleet.PhaseReset) }
 
-// finish carries out all commands that are not final.
-func (r *Runner) finish(ctx context.Context) error {
+// finish carries out all commands that are not final, of these phases only if any
+// are given.
+func (r *Runner) finish(ctx context.Context, phases ...fleet.Phase) error {
 	for {
 		r.mu.Lock()
 		var next *job
 		for _, j := range r.jobs {
-			if !j.final() {
+			if !j.final() && (len(phases) == 0 || slices.Contains(phases, j.command.Phase)) {
 				next = j
 				break
 			}
@@ -167,6 +170,9 @@ func (r *Runner) perform(ctx context.Context, j *job) error {
 	if c.Phase == fleet.PhaseDiagnose {
 		return r.diagnose(ctx, limited, j, c)
 	}
+	if c.Phase == fleet.PhaseReset {
+		return r.reset(ctx, limited, j)
+	}
 	return r.recycle(ctx, limited, j)
 }
 
@@ -184,6 +190,10 @@ func (r *Runner) refusal(c fleet.Command) string {
 		return ""
 	case r.cfg.DryRun:
 		return "this host's agent is in dry-run mode: it changes nothing"
+	case c.Phase == fleet.PhaseReset && r.cfg.VMs == nil:
+		return "a preserving reset is not enabled on this host, or not possible: 'tardigrade agent probe' says why"
+	case c.Phase == fleet.PhaseReset:
+		return ""
 	case c.Phase != fleet.PhaseRecycle:
 		return fmt.Sprintf("this host's agent cannot carry out the phase %q", c.Phase)
 	case len(c.Units) == 0:
@@ -245,17 +255,7 @@ func (r *Runner) recycle(ctx, limited context.Context, j *job) error {
 			}
 			return r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: why}, "")
 		}
-		step := r.begin(j, stepCountBefore)
-		guests, err := r.guests(limited)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			return r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: "the VMs cannot be counted, so nothing was restarted: " + err.Error()}, "")
-		}
-		rep := r.end(step, count(guests), nil)
-		rep.GuestsBefore = guests
-		if err := r.say(j, rep, ""); err != nil {
+		if over, err := r.countBefore(ctx, limited, j); over || err != nil {
 			return err
 		}
 	}
@@ -289,6 +289,22 @@ func count(guests []fleet.GuestReport) string {
 		}
 	}
 	return fmt.Sprintf("%d VMs: %d running, %d answer", len(guests), running, alive)
+}
+
+// countBefore counts the VMs. over means that the command is refused, since they
+// cannot be counted.
+func (r *Runner) countBefore(ctx, limited context.Context, j *job) (over bool, err error) {
+	step := r.begin(j, stepCountBefore)
+	guests, err := r.guests(limited)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if err != nil {
+		return true, r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: "the VMs cannot be counted, so nothing was done: " + err.Error()}, "")
+	}
+	rep := r.end(step, count(guests), nil)
+	rep.GuestsBefore = guests
+	return false, r.say(j, rep, "")
 }
 
 // guests counts the VMs; the slice is never nil.

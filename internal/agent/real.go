@@ -78,10 +78,12 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	if err != nil {
 		return err
 	}
-	runner, err := host.New(host.Config{
+	carry := host.Config{
 		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Diagnostics: diagnostics, Reports: b,
 		Units: names, DryRun: !c.Act, Log: log,
-	})
+	}
+	offerReset(&carry, c, dir, hypervisor, log)
+	runner, err := host.New(carry)
 	if err != nil {
 		return err
 	}

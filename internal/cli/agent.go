@@ -56,7 +56,7 @@ and carries out its commands if agent.act is true.`,
 			return agent.RunHost(cmd.Context(), c.Agent, credentials.Host, b, dir.Path, a.version, log)
 		},
 	}
-	cmd.AddCommand(a.enroll())
+	cmd.AddCommand(a.enroll(), a.probe(), a.resume(), a.unit())
 	return cmd
 }
 

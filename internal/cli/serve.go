@@ -65,6 +65,9 @@ watched then: what is recommended for it is a dry run.`,
 				}
 				c.Policy = demoPolicy(c.Policy)
 			}
+			if r := c.Agent.Reset; !c.Agent.Disabled && r.Enabled && r.Mode == config.ResetKexec {
+				return errors.New("agent.reset.mode kexec would end this control plane together with the host: run the agent on its own, with 'tardigrade agent', and set agent.disabled")
+			}
 			return a.runServe(cmd.Context(), c, simulated, log)
 		},
 	}

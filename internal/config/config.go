@@ -98,6 +98,32 @@ type Agent struct {
 	Act    bool   `yaml:"act"`
 	Units  []Unit `yaml:"units"`
 	Guests Guests `yaml:"guests"`
+	Reset  Reset  `yaml:"reset"`
+}
+
+// The modes of a preserving reset.
+const (
+	ResetHypervisor = "hypervisor"
+	ResetKexec      = "kexec"
+)
+
+// Reset is the preserving reset. It is not offered unless Enabled.
+type Reset struct {
+	Enabled bool `yaml:"enabled"`
+	// Mode is "hypervisor" (the default: each VM gets a new QEMU process, of the version
+	// that is installed) or "kexec" (the host's kernel is reset, and the VMs come back).
+	Mode string `yaml:"mode"`
+	// Dir keeps the VMs' states while they are out; "" means reset in agent.data.
+	Dir string `yaml:"dir"`
+	// Kernel, Initrd and Append are what the host is reset into; "" means what runs now.
+	Kernel string `yaml:"kernel"`
+	Initrd string `yaml:"initrd"`
+	Append string `yaml:"append"`
+	// FullSave allows to write the whole RAM of a VM to Dir where it cannot stay in
+	// place, which freezes the VM for seconds.
+	FullSave bool `yaml:"full_save"`
+	// VMTimeout bounds each VM's way out, and its way back.
+	VMTimeout Duration `yaml:"vm_timeout"`
 }
 
 // Unit is a systemd unit that a recycle restarts, in the order of the list.
@@ -171,6 +197,7 @@ func Default() Config {
 		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
+			Reset: Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
 		Model:  Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: DefaultPolicy(),
@@ -254,6 +281,12 @@ func (c *Config) Validate() error {
 	}
 	if m := c.Agent.SpoolMiB; m < 1 || m > 1<<20 {
 		bad("agent.spool_mib: %d is out of range: 1 to %d", m, 1<<20)
+	}
+	if m := c.Agent.Reset.Mode; m != ResetHypervisor && m != ResetKexec {
+		bad("agent.reset.mode: %q is not %s or %s", m, ResetHypervisor, ResetKexec)
+	}
+	if d := c.Agent.Reset.VMTimeout.D(); d < time.Second || d > 5*time.Minute {
+		bad("agent.reset.vm_timeout: %v is out of range: 1s to 5m", d)
 	}
 	for i, u := range c.Agent.Units {
 		if !strings.Contains(u.Name, ".") || strings.ContainsAny(u.Name, "/ \t\n{}") {

@@ -47,6 +47,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"word for a duration", "model: {learn: soon}", "not a duration"},
 		{"negative duration", "policy: {cooldown: -5s}", "negative"},
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
+		{"mode of a reset", "agent: {reset: {mode: warm}}", "hypervisor or kexec"},
+		{"time of a reset", "agent: {reset: {vm_timeout: 10m}}", "agent.reset.vm_timeout"},
 		{"host name", "agent: {host: 'a b'}", "agent.host"},
 		{"not a unit", "agent: {units: [{name: libvirtd}]}", "libvirtd.service"},
 		{"two health checks", "agent: {units: [{name: a.service, health: {tcp: 'a:1', http: 'http://a'}}]}", "give one of"},

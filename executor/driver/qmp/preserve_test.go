@@ -30,7 +30,7 @@ func bench(t *testing.T) ([]*rigtest.QEMU, *qmp.Preserver) {
 	dir := shortDir(t)
 	var guests []*rigtest.QEMU
 	for i := range 2 {
-		guests = append(guests, rigtest.StartQEMU(t, dir, fmt.Sprintf("g%d", i), 16))
+		guests = append(guests, rigtest.StartQEMU(t, dir, fmt.Sprintf("g%d", i), 4))
 	}
 	for _, g := range guests {
 		g.AwaitTicks(20, time.Minute)
@@ -40,8 +40,11 @@ func bench(t *testing.T) ([]*rigtest.QEMU, *qmp.Preserver) {
 
 func settled(t *testing.T, guests []*rigtest.QEMU, p *qmp.Preserver) {
 	t.Helper()
+	if err := p.Forget(); err != nil {
+		t.Error(err)
+	}
 	for _, g := range guests {
-		g.AwaitTicks(250, time.Minute) // once around the RAM
+		g.AwaitTicks(60, time.Minute) // once around the RAM
 		g.Unharmed()
 	}
 	if entries, err := os.ReadDir(p.Dir); err != nil || len(entries) != 0 {
@@ -66,15 +69,96 @@ func TestPreserve(t *testing.T) {
 				t.Fatalf("guest %s still has processes %v", g.ID, pids)
 			}
 		}
-		reports, err := p.Resume(t.Context())
-		if err != nil || len(reports) != 2 || !reports[0].Alive || !reports[1].Alive {
-			t.Fatalf("%+v, %v", reports, err)
+		if err := p.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Forget(); err != nil {
+			t.Fatal(err)
 		}
 		if after := guests[0].PIDs(); len(after) != 1 || after[0] == before[0] {
 			t.Errorf("processes %v before, %v after", before, after)
 		}
 	}
 	settled(t, guests, p)
+}
+
+func TestMove(t *testing.T) {
+	t.Parallel()
+	guests, p := bench(t)
+	for range 2 { // a guest that came this way can go it again
+		plan, err := p.Check(t.Context())
+		if err != nil || len(plan.Guests) != 2 || plan.Guests[0].Next == "" {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		plan.Guests[1].Next = "" // one is started only after the end of the old one
+		before := append(guests[0].PIDs(), guests[1].PIDs()...)
+		moved, err := p.Move(t.Context(), plan)
+		if err != nil || len(moved) != 2 || moved[0].Frozen <= 0 || moved[1].Frozen <= 0 {
+			t.Fatalf("%+v, %v", moved, err)
+		}
+		t.Logf("frozen for %v with the new process started before, %v otherwise", moved[0].Frozen, moved[1].Frozen)
+		after := append(guests[0].PIDs(), guests[1].PIDs()...)
+		if len(after) != 2 || after[0] == before[0] || after[1] == before[1] {
+			t.Errorf("processes %v before, %v after", before, after)
+		}
+		if err := p.Forget(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settled(t, guests, p)
+}
+
+func TestAGuestThatCannotMoveGoesOn(t *testing.T) {
+	t.Parallel()
+	guests, p := bench(t)
+	plan, err := p.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The new QEMU has another machine than the state.
+	for i, a := range plan.Guests[0].Args {
+		plan.Guests[0].Args[i] = strings.Replace(a, "pc-i440fx-7.2", "pc-q35-7.2", 1)
+	}
+	before := guests[0].PIDs()
+	moved, err := p.Move(t.Context(), plan)
+	if err == nil || !strings.Contains(err.Error(), "VM g0: it goes on in its old QEMU") || len(moved) != 1 || moved[0].ID != "g1" {
+		t.Fatalf("%+v, %v", moved, err)
+	}
+	if after := guests[0].PIDs(); len(after) != 1 || after[0] != before[0] {
+		t.Errorf("processes %v before, %v after", before, after)
+	}
+	settled(t, guests, p)
+}
+
+// TestMoveIsFinishedFromAnywhere interrupts it at each of its stations.
+func TestMoveIsFinishedFromAnywhere(t *testing.T) {
+	for _, at := range []string{"planned", "launched", "frozen", "written", "loaded", "ended", "resumed"} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			guests, p := bench(t)
+			plan, err := p.Check(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			died := errors.New("died here")
+			p.Station = func(station string) error {
+				if station == at {
+					return died
+				}
+				return nil
+			}
+			if _, err := p.Move(t.Context(), plan); !errors.Is(err, died) {
+				t.Fatalf("%v", err)
+			}
+			again := &qmp.Preserver{Sockets: p.Sockets, Dir: p.Dir}
+			for range 2 { // the second time there is nothing left to do
+				if err := again.Resume(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			settled(t, guests, p)
+		})
+	}
 }
 
 // TestResumeFromAnywhere interrupts the way at each of its stations.
@@ -101,7 +185,7 @@ func TestResumeFromAnywhere(t *testing.T) {
 				t.Fatalf("%v", err)
 			}
 			again := &qmp.Preserver{Sockets: p.Sockets, Dir: p.Dir}
-			if _, err := again.Resume(t.Context()); err != nil {
+			if err := again.Resume(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			settled(t, guests, p)
@@ -119,11 +203,11 @@ func TestResumeFromAnywhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			stopAt(p, at)
-			if _, err := p.Resume(t.Context()); !errors.Is(err, died) {
+			if err := p.Resume(t.Context()); !errors.Is(err, died) {
 				t.Fatalf("%v", err)
 			}
 			again := &qmp.Preserver{Sockets: p.Sockets, Dir: p.Dir}
-			if _, err := again.Resume(t.Context()); err != nil {
+			if err := again.Resume(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			settled(t, guests, p)
@@ -144,7 +228,7 @@ func TestAGuestWhoseStateIsDamagedIsNeverBootedAfresh(t *testing.T) {
 	if err := os.Truncate(filepath.Join(p.Dir, "g0.state"), 1000); err != nil {
 		t.Fatal(err)
 	}
-	_, err = p.Resume(t.Context())
+	err = p.Resume(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "VM g0") || strings.Contains(err.Error(), "VM g1") {
 		t.Fatalf("%v", err)
 	}
@@ -153,10 +237,14 @@ func TestAGuestWhoseStateIsDamagedIsNeverBootedAfresh(t *testing.T) {
 	}
 	guests[1].AwaitTicks(50, time.Minute)
 	guests[1].Unharmed()
-	for _, name := range []string{"plan.json", "g0.state", "g1.state"} {
+	for _, name := range []string{"plan.json", "g0.state"} {
 		if _, err := os.Stat(filepath.Join(p.Dir, name)); err != nil {
 			t.Errorf("not kept: %v", err)
 		}
+	}
+	// The other one ran since: its state does not fit any more.
+	if _, err := os.Stat(filepath.Join(p.Dir, "g1.state")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a state that is over was kept: %v", err)
 	}
 }
 

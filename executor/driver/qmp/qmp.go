@@ -145,6 +145,8 @@ type Conn struct {
 	r    *bufio.Reader
 	id   int
 	stop func() bool
+	// cancel, if not nil, ends the connection's own context.
+	cancel context.CancelFunc
 }
 
 // Dial connects and negotiates. The connection's time is over when ctx ends.
@@ -175,6 +177,9 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 // Close ends the session.
 func (c *Conn) Close() error {
 	c.stop()
+	if c.cancel != nil {
+		c.cancel()
+	}
 	return c.c.Close()
 }
 

@@ -1,0 +1,224 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func (p *Preserver) proc() string {
+	if p.Proc != "" {
+		return p.Proc
+	}
+	return "/proc"
+}
+
+// staged is the name of a socket that [next] made.
+var staged = regexp.MustCompile(`^\.[0-9a-f]{6}\.next$`)
+
+// process reads how the QEMU that listens at a socket was started.
+func (p *Preserver) process(g *Preserved, socket string) error {
+	dir := filepath.Join(p.proc(), strconv.Itoa(g.PID))
+	list := func(name string) ([]string, error) {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), err
+	}
+	var err error
+	if g.Args, err = list("cmdline"); err != nil {
+		return err
+	}
+	if g.Env, err = list("environ"); err != nil {
+		return err
+	}
+	if g.Cwd, err = os.Readlink(filepath.Join(dir, "cwd")); err != nil {
+		return err
+	}
+	exe, err := os.Readlink(filepath.Join(dir, "exe"))
+	if err != nil {
+		return err
+	}
+	// The new process is the program that is installed now, which may be newer.
+	g.Args[0] = strings.TrimSuffix(exe, " (deleted)")
+	// What it was given when it came by this way itself.
+	if i := slices.Index(g.Args, "-incoming"); i >= 0 {
+		g.Args = slices.Delete(g.Args, i, min(i+2, len(g.Args)))
+	}
+	at := filepath.Dir(socket) + "/"
+	for i, a := range g.Args {
+		before, after, ok := strings.Cut(a, at)
+		name, rest, _ := strings.Cut(after, ",")
+		if ok && staged.MatchString(name) {
+			g.Args[i] = before + socket + strings.TrimSuffix(","+rest, ",")
+		}
+	}
+	if groups, err := os.ReadFile(filepath.Join(dir, "cgroup")); err == nil {
+		for line := range strings.Lines(string(groups)) {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+				g.Cgroup = path
+			}
+		}
+	}
+	g.Started, err = p.started(g.PID)
+	return err
+}
+
+// started is field 22 of /proc/PID/stat.
+func (p *Preserver) started(pid int) (string, error) {
+	b, err := os.ReadFile(filepath.Join(p.proc(), strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 20 {
+		return "", fmt.Errorf("/proc/%d/stat is too short", pid)
+	}
+	return fields[19], nil
+}
+
+func (p *Preserver) boot() (string, error) {
+	b, err := os.ReadFile(filepath.Join(p.proc(), "sys/kernel/random/boot_id"))
+	return strings.TrimSpace(string(b)), err
+}
+
+// alive tells whether the old process is there still. One that has ended and waits for
+// its parent is not.
+func (p *Preserver) alive(g Preserved) (bool, error) {
+	boot, err := p.boot()
+	if err != nil {
+		return false, err
+	}
+	if boot != g.Boot {
+		return false, nil
+	}
+	started, err := p.started(g.PID)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return false, nil
+	}
+	return started == g.Started && !p.zombie(g.PID), err
+}
+
+// zombie tells whether a process has ended and waits for its parent only.
+func (p *Preserver) zombie(pid int) bool {
+	b, err := os.ReadFile(filepath.Join(p.proc(), strconv.Itoa(pid), "stat"))
+	i := strings.LastIndexByte(string(b), ')')
+	return err == nil && i >= 0 && strings.HasPrefix(string(b[i+1:]), " Z")
+}
+
+// ended tells whether there is no such process any more.
+func (p *Preserver) ended(pid int) bool {
+	_, err := os.Stat(filepath.Join(p.proc(), strconv.Itoa(pid)))
+	return errors.Is(err, os.ErrNotExist) || p.zombie(pid)
+}
+
+// gone waits for the end of a guest's old process.
+func (p *Preserver) gone(ctx context.Context, g Preserved) error {
+	for {
+		alive, err := p.alive(g)
+		if err != nil || !alive {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("its process %d does not end: %w", g.PID, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// find lists the processes with exactly these arguments.
+func (p *Preserver) find(args []string) ([]int, error) {
+	entries, err := os.ReadDir(p.proc())
+	if err != nil {
+		return nil, err
+	}
+	want := strings.Join(args, "\x00") + "\x00"
+	var out []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if b, err := os.ReadFile(filepath.Join(p.proc(), e.Name(), "cmdline")); err == nil && string(b) == want {
+			out = append(out, pid)
+		}
+	}
+	return out, nil
+}
+
+// end ends a new process in which the guest never ran, and waits for that.
+func (p *Preserver) end(ctx context.Context, pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	for !p.ended(pid) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the new process %d does not end: %w", pid, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// peer is the process at the other end.
+func (c *Conn) peer() (int, error) {
+	u, ok := c.c.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("not a Unix socket")
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if failed != nil {
+		return 0, failed
+	}
+	return int(cred.Pid), nil
+}
+
+// launch starts a guest's QEMU in a session of its own, where it outlives this
+// process: in the cgroup of the old process if that is there still, otherwise, where
+// systemd runs, in a scope of its own. What it says goes to the file log.
+func launch(g Preserved, log string) (pid int, err error) {
+	args := g.Args
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if g.Cgroup != "" && g.Cgroup != "/" {
+		if dir, err := os.Open(filepath.Join("/sys/fs/cgroup", g.Cgroup)); err == nil {
+			defer dir.Close()
+			attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+		}
+	}
+	if _, err := os.Stat("/run/systemd/system"); err == nil && !attr.UseCgroupFD {
+		args = slices.Concat([]string{"systemd-run", "--scope", "--quiet", "--collect", "--slice=machine.slice", "--"}, args)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = g.Cwd, g.Env, attr
+	said, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer said.Close()
+	cmd.Stderr = said
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	go cmd.Wait()
+	return cmd.Process.Pid, nil
+}
