@@ -1,0 +1,198 @@
+// Package table reads a table of numbers with a column of labels from a CSV file, plain or
+// compressed by gzip.
+package table
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Table is what a file holds.
+type Table struct {
+	// Columns are the names of the features, in the order of the file.
+	Columns []string
+	// Rows have as many values as there are columns; NaN is missing.
+	Rows [][]float64
+	// Labels has one for each row.
+	Labels []bool
+}
+
+// Limits of a file, so that a hostile one does not take all memory.
+const (
+	mostRows    = 10_000_000
+	mostColumns = 10_000
+	mostValues  = 200_000_000
+	mostLine    = 4 << 20
+)
+
+// Read reads the file, in which the first row names the columns and the one named label has
+// 0 or 1. Empty, NaN, NA and null are missing values.
+func Read(path, label string) (Table, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Table{}, err
+	}
+	defer f.Close()
+	t, err := read(f, label)
+	if err != nil {
+		return Table{}, fmt.Errorf("%s:%w", path, err)
+	}
+	return t, nil
+}
+
+// read returns errors that begin with the line, or with a space.
+func read(r io.Reader, label string) (t Table, err error) {
+	in := bufio.NewReaderSize(r, 1<<16)
+	if head, _ := in.Peek(2); len(head) == 2 && head[0] == 0x1f && head[1] == 0x8b {
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return t, fmt.Errorf(" %w", cut(err))
+		}
+		defer z.Close()
+		in = bufio.NewReaderSize(z, 1<<16)
+	}
+	lines := &limited{r: in}
+	c := csv.NewReader(lines)
+	c.ReuseRecord = true
+	c.FieldsPerRecord = -1 // compared below, for a better error
+	header, err := c.Read()
+	if errors.Is(err, io.EOF) {
+		return t, errors.New(" the file is empty: its first row must name the columns")
+	}
+	if err != nil {
+		return t, fmt.Errorf(" %w", cut(err))
+	}
+	if len(header) > mostColumns {
+		return t, fmt.Errorf("1: %d columns, at most %d are possible", len(header), mostColumns)
+	}
+	at := -1
+	seen := make(map[string]int)
+	for i, name := range header {
+		name = strings.TrimSpace(name)
+		if i == 0 {
+			name = strings.TrimPrefix(name, "\ufeff")
+		}
+		if name == "" {
+			return t, fmt.Errorf("1: column %d has no name", i+1)
+		}
+		if before, ok := seen[name]; ok {
+			return t, fmt.Errorf("1: columns %d and %d are both named %q", before, i+1, name)
+		}
+		seen[name] = i + 1
+		if name == label {
+			at = i
+			continue
+		}
+		t.Columns = append(t.Columns, strings.Clone(name))
+	}
+	if at < 0 {
+		return t, fmt.Errorf("1: there is no column %q; the columns are %s", label, listed(t.Columns))
+	}
+	if len(t.Columns) == 0 {
+		return t, fmt.Errorf("1: there is no column but the label %q: nothing to predict it from", label)
+	}
+	width := len(header)
+	for {
+		row, err := c.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return t, fmt.Errorf(" %w", cut(err))
+		}
+		line, _ := c.FieldPos(0)
+		if len(row) != width {
+			return t, fmt.Errorf("%d: %d values, the header has %d columns", line, len(row), width)
+		}
+		if len(t.Rows) == mostRows || len(t.Rows)*len(t.Columns) > mostValues {
+			return t, fmt.Errorf("%d: more than %d rows or %d values are too many: take a sample", line, mostRows, mostValues)
+		}
+		switch v, err := strconv.ParseFloat(strings.TrimSpace(row[at]), 64); {
+		case err == nil && v == 0:
+			t.Labels = append(t.Labels, false)
+		case err == nil && v == 1:
+			t.Labels = append(t.Labels, true)
+		default:
+			return t, fmt.Errorf("%d: the label %s is %q, it must be 0 or 1", line, label, clip(row[at]))
+		}
+		values := make([]float64, 0, len(t.Columns))
+		for i, text := range row {
+			if i == at {
+				continue
+			}
+			v, err := value(strings.TrimSpace(text))
+			if err != nil {
+				return t, fmt.Errorf("%d: column %s is %q, which is not a number", line, t.Columns[len(values)], clip(text))
+			}
+			values = append(values, v)
+		}
+		t.Rows = append(t.Rows, values)
+	}
+	if len(t.Rows) == 0 {
+		return t, errors.New(" there are no rows under the header")
+	}
+	return t, nil
+}
+
+// value is a number. Infinite ones are kept: they are larger than any other.
+func value(text string) (float64, error) {
+	switch text {
+	case "", "NA", "N/A", "null", "None":
+		return math.NaN(), nil
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if errors.Is(err, strconv.ErrRange) {
+		err = nil // the nearest there is
+	}
+	return v, err
+}
+
+func clip(text string) string {
+	if len(text) > 40 {
+		return text[:40] + "…"
+	}
+	return text
+}
+
+func listed(names []string) string {
+	if len(names) > 20 {
+		return strings.Join(names[:20], ", ") + fmt.Sprintf(" and %d more", len(names)-20)
+	}
+	return strings.Join(names, ", ")
+}
+
+// cut says what the end of a truncated file means.
+func cut(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the file is cut off: %w", err)
+	}
+	return err
+}
+
+// limited refuses lines that are longer than any sane one, before they are in memory.
+type limited struct {
+	r    io.Reader
+	line int // bytes since the last end of a line
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	for _, b := range p[:n] {
+		if b == '\n' {
+			l.line = 0
+			continue
+		}
+		if l.line++; l.line > mostLine {
+			return 0, fmt.Errorf("a line of more than %d MiB: at most %d columns are possible", mostLine>>20, mostColumns)
+		}
+	}
+	return n, err
+}

@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func csvFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "data.csv")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// rows has n rows with values missing, a column that never changes, and labels that three of the others decide together.
+func rows(n int) string {
+	var b strings.Builder
+	b.WriteString("a,b,failed,c,same\n")
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range n {
+		x, y, z := r.NormFloat64(), r.NormFloat64(), r.NormFloat64()
+		failed := 0
+		if x*y+z+0.3*r.NormFloat64() > 1 {
+			failed = 1
+		}
+		if i%10 == 0 {
+			fmt.Fprintf(&b, "%g,NaN,%d,,5\n", x, failed)
+		} else {
+			fmt.Fprintf(&b, "%g,%g,%d,%g,5\n", x, y, failed, z)
+		}
+	}
+	return b.String()
+}
+
+func TestEvaluateFailure(t *testing.T) {
+	path := csvFile(t, rows(3000))
+	out, err := run(t, "evaluate", "failure", "--csv", path, "--label", "failed", "--trees", "40", "--seed", "3", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]failureResult)
+	for d := json.NewDecoder(strings.NewReader(out)); d.More(); {
+		var r failureResult
+		if err := d.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		got[r.Model] = r
+	}
+	ours, its := got["gbdt"], got["golearn"]
+	if len(got) != 2 || ours.AUC < 0.9 || ours.AUC < its.AUC || ours.AUCPR < its.AUCPR || ours.LogLoss > its.LogLoss || its.AUC < 0.6 {
+		t.Errorf("%s", out)
+	}
+	if ours.Train != 2400 || ours.Test != 600 || ours.TrainS <= 0 || ours.RowsPS <= 0 || ours.Trees != 40 {
+		t.Errorf("%+v", ours)
+	}
+}
+
+func TestEvaluateFailureOnBadInput(t *testing.T) {
+	for name, c := range map[string]struct{ csv, want string }{
+		"ten rows":  {rows(10), "rows are too few"},
+		"one class": {strings.ReplaceAll(rows(200), ",1,", ",0,"), "labels are the same"},
+		"text":      {"a,failed\nx,1\n", "not a number"},
+	} {
+		out, err := run(t, "evaluate", "failure", "--csv", csvFile(t, c.csv), "--label", "failed")
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, not %q\n%s", name, err, c.want, out)
+		}
+	}
+	if _, err := run(t, "evaluate", "failure", "--csv", csvFile(t, rows(10)), "--label", "nope"); err == nil || !strings.Contains(err.Error(), `no column "nope"`) {
+		t.Error(err)
+	}
+}
