@@ -1,0 +1,326 @@
+// Package drift tells how far live data are from what a model was trained on, and its
+// probabilities from what happened.
+//
+// For each series the training data's deciles make bins; the live share of each bin is
+// compared with the training share by the population stability index, the sum over bins of
+// (live-train)·ln(live/train) (Siddiqi, "Credit Risk Scorecards", 2006: under 0.1 is stable,
+// over 0.25 is a shift), and by the Kolmogorov-Smirnov distance at the bins' edges. A value
+// that makes up a tenth of the training data has a bin of its own.
+package drift
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+)
+
+const (
+	bins  = 10
+	least = 1e-4 // share of a bin, so that an empty one has a logarithm
+)
+
+// Reference is the distribution of a model's training data. It does not change.
+type Reference struct {
+	Series []Histogram `json:"series"`
+}
+
+// Histogram is of one series.
+type Histogram struct {
+	Name string `json:"name"`
+	// Edges divide the values: bin i has those in [Edges[i-1], Edges[i]). They ascend.
+	Edges []float64 `json:"edges"`
+	// Shares are of the values that are there, one more than there are edges.
+	Shares []float64 `json:"shares"`
+	// Missing is the share of the samples without a value, 0..1.
+	Missing float64 `json:"missing"`
+}
+
+// NewReference takes the distribution of rows, with a column for each name.
+func NewReference(names []string, rows int, value func(row, column int) float64) *Reference {
+	r := &Reference{}
+	values := make([]float64, 0, rows)
+	for c, name := range names {
+		values = values[:0]
+		for i := range rows {
+			if v := value(i, c); !math.IsNaN(v) && !math.IsInf(v, 0) {
+				values = append(values, v)
+			}
+		}
+		slices.Sort(values)
+		h := Histogram{Name: name, Edges: edges(values), Missing: 1 - float64(len(values))/float64(max(rows, 1))}
+		h.Shares = make([]float64, len(h.Edges)+1)
+		for _, v := range values {
+			h.Shares[h.bin(v)] += 1 / float64(len(values))
+		}
+		r.Series = append(r.Series, h)
+	}
+	return r
+}
+
+// edges are the inner deciles of sorted values; a value that is two of them is an atom, and
+// gets the bin from itself to the next number.
+func edges(sorted []float64) []float64 {
+	out := []float64{}
+	if len(sorted) == 0 {
+		return out
+	}
+	for i := 1; i < bins; i++ {
+		v := sorted[i*len(sorted)/bins]
+		if n := len(out); n > 0 && out[n-1] >= v {
+			if out[n-1] == v && v < math.MaxFloat64 {
+				out = append(out, math.Nextafter(v, math.Inf(1)))
+			}
+			continue
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (h *Histogram) bin(v float64) int {
+	i, _ := slices.BinarySearchFunc(h.Edges, v, func(edge, v float64) int {
+		if edge <= v {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
+
+// Check says what is wrong with a reference that was read.
+func (r *Reference) Check() error {
+	for _, h := range r.Series {
+		if len(h.Edges) > 2*bins || len(h.Shares) != len(h.Edges)+1 {
+			return fmt.Errorf("%.100q has %d edges and %d shares", h.Name, len(h.Edges), len(h.Shares))
+		}
+		for i, e := range h.Edges {
+			if math.IsNaN(e) || math.IsInf(e, 0) || i > 0 && !(e > h.Edges[i-1]) {
+				return fmt.Errorf("the edges of %.100q do not ascend", h.Name)
+			}
+		}
+		for _, s := range append([]float64{h.Missing}, h.Shares...) {
+			if !(s >= 0 && s <= 1.000001) {
+				return fmt.Errorf("a share of %.100q is not in 0..1", h.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// Window gathers live data to compare with a reference. It is not safe for concurrent use.
+type Window struct {
+	ref     *Reference
+	counts  [][]float64
+	missing []float64
+	n       float64
+}
+
+// NewWindow returns an empty one.
+func NewWindow(ref *Reference) *Window {
+	w := &Window{ref: ref, counts: make([][]float64, len(ref.Series)), missing: make([]float64, len(ref.Series))}
+	for i, h := range ref.Series {
+		w.counts[i] = make([]float64, len(h.Shares))
+	}
+	return w
+}
+
+// Add takes a sample, a value for each series of the reference.
+func (w *Window) Add(x []float64) {
+	w.n++
+	for i := range w.ref.Series {
+		v := math.NaN()
+		if i < len(x) {
+			v = x[i]
+		}
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			w.missing[i]++
+			continue
+		}
+		w.counts[i][w.ref.Series[i].bin(v)]++
+	}
+}
+
+// Samples is how many were added.
+func (w *Window) Samples() int { return int(w.n) }
+
+// Distance is how far a series has drifted.
+type Distance struct {
+	Series string `json:"series"`
+	// PSI is the population stability index, with the missing values as a bin of their own.
+	PSI float64 `json:"psi"`
+	// KS is the largest difference of the two distribution functions at the bins' edges, 0..1.
+	KS float64 `json:"ks"`
+}
+
+// Distances compares, the farthest series first.
+func (w *Window) Distances() []Distance {
+	out := make([]Distance, 0, len(w.ref.Series))
+	for i, h := range w.ref.Series {
+		d := Distance{Series: h.Name}
+		if w.n > 0 {
+			d.PSI = index(h.Missing, w.missing[i]/w.n)
+			there := w.n - w.missing[i]
+			train, live := 0.0, 0.0
+			for k, share := range h.Shares {
+				got := 0.0
+				if there > 0 {
+					got = w.counts[i][k] / there
+				}
+				d.PSI += index(share*(1-h.Missing), got*there/w.n)
+				train, live = train+share, live+got
+				if there > 0 && h.Missing < 1 {
+					d.KS = max(d.KS, math.Abs(train-live))
+				}
+			}
+		}
+		out = append(out, d)
+	}
+	slices.SortStableFunc(out, func(a, b Distance) int {
+		switch {
+		case a.PSI > b.PSI:
+			return -1
+		case a.PSI < b.PSI:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+func index(train, live float64) float64 {
+	if train < least && live < least {
+		return 0
+	}
+	train, live = max(train, least), max(live, least)
+	return (live - train) * math.Log(live/train)
+}
+
+// Limits say from where on drift asks for a new model.
+type Limits struct {
+	// PSI is the index from which a series counts as shifted.
+	PSI float64
+	// Ratio is the share of the series that must have shifted, 0..1.
+	Ratio float64
+	// Samples is how many a window must have to be judged.
+	Samples int
+	// Calibration is the difference of what was predicted and what came, from which it
+	// counts; see [Calibration.Error] and [Tails.Error].
+	Calibration float64
+}
+
+// Check says what is wrong with the limits.
+func (l Limits) Check() error {
+	if !(l.PSI > 0) || !(l.Ratio > 0 && l.Ratio <= 1) || l.Samples < 1 || !(l.Calibration > 0) {
+		return errors.New("drift: a limit on the index over 0, a ratio in 0..1, at least one sample and a limit on calibration over 0 are needed")
+	}
+	return nil
+}
+
+// Verdict is what the limits make of a window.
+type Verdict struct {
+	// Ready is false while the window has too few samples to be judged.
+	Ready bool `json:"ready"`
+	// Drifted asks for a new model; Why says so for a person.
+	Drifted bool   `json:"drifted"`
+	Why     string `json:"why,omitempty"`
+	Samples int    `json:"samples"`
+	// Shifted is how many of how many series are over the limit.
+	Shifted int `json:"shifted"`
+	Series  int `json:"series"`
+	// Calibration is the error, 0 where nothing is known of it.
+	Calibration float64    `json:"calibration_error"`
+	Worst       []Distance `json:"worst"`
+}
+
+// Judge compares a window, and a calibration error, with the limits.
+func (l Limits) Judge(w *Window, calibration float64) Verdict {
+	all := w.Distances()
+	v := Verdict{Samples: w.Samples(), Series: len(all), Calibration: calibration, Worst: all[:min(5, len(all))]}
+	v.Ready = v.Samples >= l.Samples
+	for _, d := range all {
+		if d.PSI >= l.PSI {
+			v.Shifted++
+		}
+	}
+	if !v.Ready {
+		return v
+	}
+	if v.Series > 0 && float64(v.Shifted) >= l.Ratio*float64(v.Series) && v.Shifted > 0 {
+		v.Drifted = true
+		v.Why = fmt.Sprintf("%d of %d series have shifted (index of %.2f or more), most of all %s (%.2f)", v.Shifted, v.Series, l.PSI, v.Worst[0].Series, v.Worst[0].PSI)
+		return v
+	}
+	if calibration >= l.Calibration {
+		v.Drifted = true
+		v.Why = fmt.Sprintf("its probabilities are off by %.2f (limit %.2f)", calibration, l.Calibration)
+	}
+	return v
+}
+
+// Calibration follows whether probabilities come true.
+type Calibration struct {
+	n, predicted, came [bins]float64
+}
+
+// Add takes a probability and whether what it is of came.
+func (c *Calibration) Add(p float64, came bool) {
+	if math.IsNaN(p) {
+		return
+	}
+	b := min(bins-1, int(max(0, min(1, p))*bins))
+	c.n[b]++
+	c.predicted[b] += p
+	if came {
+		c.came[b]++
+	}
+}
+
+// Error is the expected calibration error, 0..1: the mean over all predictions of the
+// difference between the mean probability and the share that came, bin by bin.
+func (c *Calibration) Error() float64 {
+	total, sum := 0.0, 0.0
+	for b := range bins {
+		total += c.n[b]
+		sum += math.Abs(c.predicted[b] - c.came[b])
+	}
+	if total == 0 {
+		return 0
+	}
+	return sum / total
+}
+
+// Tails follows whether tail probabilities are what they say: of a calibrated detector on
+// healthy hosts, a share p of the samples has a tail of at most p.
+type Tails struct {
+	n     float64
+	below [len(tailSteps)]float64
+}
+
+var tailSteps = [...]float64{0.3, 0.1, 0.03, 0.01, 0.003, 0.001}
+
+// Add takes a tail.
+func (t *Tails) Add(p float64) {
+	if math.IsNaN(p) {
+		return
+	}
+	t.n++
+	for i, step := range tailSteps {
+		if p <= step {
+			t.below[i]++
+		}
+	}
+}
+
+// Error is by how many powers of ten the rarest tails that can be judged come too often,
+// 0 where they do not.
+func (t *Tails) Error() float64 {
+	worst := 0.0
+	for i, step := range tailSteps {
+		if t.n*step < 20 {
+			break // too few are expected
+		}
+		worst = max(worst, math.Log10(max(t.below[i], 1e-9)/(t.n*step)))
+	}
+	return worst
+}
