@@ -14,6 +14,8 @@ need ip iproute2
 need zstd zstd
 need pgrep procps
 need tar tar
+need libvirtd libvirt-daemon
+need ipmi_sim openipmi
 
 if [ ${#packages[@]} -gt 0 ]; then
   sudo=()

@@ -32,6 +32,33 @@ type UnitState struct {
 	Detail string
 }
 
+// Location is a guest as seen from both ends of a move.
+type Location struct {
+	// Here and There are its states on the source and on the target: "running",
+	// "paused" or "shut-off", "" where it does not exist, and "unknown" where that
+	// host could not be asked, for the reason Trouble.
+	Here, There string
+	Trouble     string
+	// Moving is true while a move from here is under way.
+	Moving bool
+}
+
+// Unknown is the state of a guest whose host could not be asked.
+const Unknown = "unknown"
+
+// Progress is how far a move has come.
+type Progress struct {
+	// RemainingBytes of TotalBytes of memory are still to be sent. They grow where the
+	// guest writes faster than they are sent.
+	RemainingBytes, TotalBytes int64
+	// BytesPerSecond is the rate at which they are sent.
+	BytesPerSecond int64
+	// Iteration counts the rounds through its memory.
+	Iteration int
+	// DowntimeSeconds is for how long the guest stood still, once it is known.
+	DowntimeSeconds float64
+}
+
 // Lost compares guests before and after an action and says, one sentence each,
 // what is wrong with those that ran before: missing, not running, with another
 // memory size, or no longer answering. Guests that came in between are no loss.

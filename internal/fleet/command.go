@@ -23,8 +23,20 @@ type Command struct {
 	Deadline time.Time `json:"deadline"`
 	// Units are the services to restart, in order (PhaseRecycle), or to look
 	// at first (PhaseDiagnose). Empty means the agent's configured list.
-	Units  []string `json:"units,omitempty"`
-	Reason string   `json:"reason,omitempty"`
+	Units []string `json:"units,omitempty"`
+	// Targets says for each VM where it goes (PhaseMigrate).
+	Targets []Target `json:"targets,omitempty"`
+	Reason  string   `json:"reason,omitempty"`
+}
+
+// Target is the host that a VM is to be moved to.
+type Target struct {
+	VM   string `json:"vm"`
+	Host HostID `json:"host"`
+	// Address is where the host is reached: a name or an IP address.
+	Address string `json:"address"`
+	// Why is the reason for this choice, for a person.
+	Why string `json:"why,omitempty"`
 }
 
 // Result is how a phase ended.

@@ -214,6 +214,8 @@ type GuestReport struct {
 	// MaxGapSeconds is the longest time for which the guest did not run; 0
 	// where the probe cannot tell.
 	MaxGapSeconds float64 `json:"max_gap_s,omitempty"`
+	// Host is where the guest was found, if not on the execution's host: it moved.
+	Host HostID `json:"host,omitempty"`
 }
 
 // Execution is one run of an action on one host.

@@ -143,6 +143,21 @@ type VM struct {
 	State string `json:"state"`
 	// MemoryBytes is the guest's RAM; 0 where the driver cannot tell.
 	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	// HostCPU is true where the guest was given its host's own CPU model, so that it
+	// can only move to a host whose CPU can do at least as much.
+	HostCPU bool `json:"host_cpu,omitempty"`
+	// Pinned says why the guest cannot leave its host, for example a device that is
+	// passed through; "" where nothing is known to hold it.
+	Pinned string `json:"pinned,omitempty"`
+}
+
+// CPU is what guests may be tied to.
+type CPU struct {
+	// Arch is the architecture as the kernel names it, for example "x86_64".
+	Arch  string `json:"arch"`
+	Model string `json:"model,omitempty"`
+	// Flags are the features, sorted and separated by spaces.
+	Flags string `json:"flags,omitempty"`
 }
 
 // Host is what the control plane knows of a host, apart from its metrics.
@@ -161,4 +176,12 @@ type Host struct {
 	Actions []Action `json:"actions"`
 	// Units lists the services that a recycle would restart, in order.
 	Units []string `json:"units"`
+	// Address is where other hosts reach this one; "" means by its name.
+	Address string `json:"address,omitempty"`
+	// CPU and MemoryBytes are what guests that move here would find; the zero value
+	// where the agent cannot tell.
+	CPU         CPU   `json:"cpu,omitzero"`
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	// AcceptsVMs is true where VMs of other hosts may be moved here.
+	AcceptsVMs bool `json:"accepts_vms,omitempty"`
 }

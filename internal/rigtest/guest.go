@@ -4,9 +4,11 @@ package rigtest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +23,8 @@ type Account struct {
 	Corrupt uint32
 	// Jumps counts the ticks that did not follow the one before by one.
 	Jumps int
+	// Repeats counts the ticks that had been there already: the guest ran twice.
+	Repeats int
 	// MaxGap is the longest time between two ticks since the last [Watch.Reset].
 	MaxGap time.Duration
 	// Garbled counts the lines that could not be read.
@@ -59,6 +63,68 @@ func (w *Watch) read(serial io.Reader) {
 	}
 }
 
+// WatchAll reads what a guest prints through every QEMU that carries it, one after
+// the other, as they connect to the listener: what the second says is looked at once
+// the first has ended, with the times at which it was said. So a guest that runs in
+// two of them at once repeats itself.
+func WatchAll(l net.Listener) *Watch {
+	w := &Watch{moved: make(chan struct{}, 1)}
+	type said struct {
+		text []byte
+		at   time.Time
+	}
+	carriers := make(chan chan said, 64)
+	go func() {
+		defer close(carriers)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			told := make(chan said, 1<<16)
+			carriers <- told
+			go func() {
+				defer close(told)
+				defer c.Close()
+				for {
+					b := make([]byte, 512)
+					n, err := c.Read(b)
+					if n > 0 {
+						told <- said{b[:n], time.Now()}
+					}
+					if err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	go func() {
+		var rest []byte // a guest may be moved in the middle of a line
+		for told := range carriers {
+			for s := range told {
+				rest = append(rest, s.text...)
+				for {
+					line, after, whole := bytes.Cut(rest, []byte("\n"))
+					if !whole {
+						break
+					}
+					w.line(strings.TrimSpace(string(line)), s.at)
+					rest = after
+				}
+				select {
+				case w.moved <- struct{}{}:
+				default:
+				}
+			}
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.err = io.EOF
+	}()
+	return w
+}
+
 func (w *Watch) line(text string, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -76,6 +142,9 @@ func (w *Watch) line(text string, now time.Time) {
 		w.told.MaxGap = max(w.told.MaxGap, now.Sub(w.last))
 		if tick != w.told.Ticks+1 {
 			w.told.Jumps++
+		}
+		if tick <= w.told.Ticks {
+			w.told.Repeats++
 		}
 	}
 	w.last, w.told.Ticks, w.told.Corrupt = now, tick, corrupt

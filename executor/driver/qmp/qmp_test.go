@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
 const greeting = `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}` + "\n"
@@ -260,4 +262,35 @@ func FuzzConversation(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestGuestsConform(t *testing.T) {
+	dir, err := os.MkdirTemp("", "qmp") // short enough for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	const mib = 16
+	running := map[string]*rigtest.QEMU{"a": rigtest.StartQEMU(t, dir, "a", mib), "b": rigtest.StartQEMU(t, dir, "b", mib)}
+	tell := func(command string) func(*testing.T, string) {
+		return func(t *testing.T, id string) {
+			c, err := Dial(t.Context(), filepath.Join(dir, id+".qmp"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := c.Execute(command, nil, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, g := range running {
+		g.AwaitTicks(3, 30*time.Second)
+	}
+	drivertest.Guests(t, drivertest.GuestBench{
+		Guests: New(dir), A: "a", B: "b", MemoryBytes: mib << 20,
+		Pause: tell("stop"), Unpause: tell("cont"), End: tell("quit"),
+	})
+	running["b"].AwaitTicks(3, 30*time.Second)
+	running["b"].Unharmed()
 }

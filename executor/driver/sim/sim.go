@@ -22,6 +22,8 @@ type Config struct {
 	Start time.Duration
 	// Restarted, if not nil, is called after a restart of a unit that helped.
 	Restarted func(unit string)
+	// MoveTime is how long the move of a guest to another host takes.
+	MoveTime time.Duration
 }
 
 // Host is a simulated host. It is safe for concurrent use.
@@ -31,6 +33,9 @@ type Host struct {
 	mu     sync.Mutex
 	units  map[string]*unit
 	guests []fleet.GuestReport
+	moves  map[string]*move       // by guest, while they last
+	peers  map[fleet.HostID]*Host // where guests can be moved to
+	gone   bool                   // it does not answer other hosts
 }
 
 type unit struct {

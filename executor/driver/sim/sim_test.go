@@ -46,3 +46,37 @@ func TestGuestsAndRefusals(t *testing.T) {
 		t.Errorf("%q", summary)
 	}
 }
+
+func TestGuestsConform(t *testing.T) {
+	h := sim.New(sim.Config{VMs: []fleet.VM{{ID: "a", Name: "a", MemoryBytes: 64 << 20}, {ID: "b", Name: "b", MemoryBytes: 64 << 20}}})
+	drivertest.Guests(t, drivertest.GuestBench{
+		Guests: h, A: "a", B: "b", MemoryBytes: 64 << 20,
+		Pause:   func(_ *testing.T, id string) { h.Pause(id) },
+		Unpause: func(_ *testing.T, id string) { h.Unpause(id) },
+		End:     func(_ *testing.T, id string) { h.Lose(id) },
+	})
+}
+
+func TestMovesConform(t *testing.T) {
+	cfg := sim.Config{VMs: []fleet.VM{{ID: "a", Name: "a", MemoryBytes: 64 << 20}}, MoveTime: 300 * time.Millisecond}
+	from, to := sim.New(cfg), sim.New(sim.Config{MoveTime: time.Millisecond})
+	from.Join("to", to)
+	to.Join("from", from)
+	drivertest.Moves(t, drivertest.MoveBench{
+		From: from, To: to, Guest: "a", FromTarget: fleet.Target{Host: "from"}, ToTarget: fleet.Target{Host: "to"}, Nowhere: fleet.Target{Host: "nowhere"},
+		Slow: func(*testing.T) {}, Fast: func(*testing.T) {},
+		Once: func(t *testing.T) {
+			n := 0
+			for _, h := range []*sim.Host{from, to} {
+				guests, err := h.Guests(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += len(guests)
+			}
+			if n != 1 {
+				t.Errorf("the guest is on %d hosts", n)
+			}
+		},
+	})
+}

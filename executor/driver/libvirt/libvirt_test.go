@@ -1,0 +1,333 @@
+package libvirt
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"math"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	rpc "github.com/digitalocean/go-libvirt"
+
+	"github.com/tardigrade-recovery/tardigrade/executor/driver"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
+)
+
+const mib = 16
+
+// guest is a guest that the test started.
+type guest struct {
+	id    string
+	watch *rigtest.Watch
+}
+
+// start defines and starts a guest.
+func start(t *testing.T, v *rigtest.Libvirtd, name string) guest {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	sector, err := rigtest.BootSector(mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(dir, "boot.img")
+	if err := os.WriteFile(image, sector, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "serial"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	g := guest{watch: rigtest.WatchAll(l)}
+	s, err := dial(t.Context(), v.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	d, err := s.DomainDefineXML(rigtest.Domain(name, mib, image, l.Addr().String()))
+	if err == nil {
+		err = s.DomainCreate(d)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.id = id(d.UUID)
+	g.ticks(t, 5)
+	return g
+}
+
+// ticks waits until the guest ticked n times more.
+func (g guest) ticks(t *testing.T, n uint32) {
+	t.Helper()
+	if err := g.watch.Await(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unharmed fails the test unless the guest booted once, lost nothing and never ran
+// twice.
+func (g guest) unharmed(t *testing.T) {
+	t.Helper()
+	g.ticks(t, 3)
+	if a := g.watch.Account(); a.Boots != 1 || a.Jumps != 0 || a.Repeats != 0 || a.Corrupt != 0 || a.Garbled != 0 {
+		t.Errorf("the guest was harmed: %+v", a)
+	}
+}
+
+func host(t *testing.T, v *rigtest.Libvirtd, m Move) *Host {
+	t.Helper()
+	h, err := New(Config{URI: v.Socket, Move: m})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestGuestsConform(t *testing.T) {
+	v := rigtest.StartLibvirtd(t, "one")
+	h := host(t, v, Move{})
+	a, b := start(t, v, "a"), start(t, v, "b")
+	events, err := h.Events(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(kind string) {
+		t.Helper()
+		for {
+			select {
+			case e, ok := <-events:
+				if !ok {
+					t.Fatalf("no more events, and none that %s was %s", a.id, kind)
+				}
+				if e == (Event{Guest: a.id, Name: "a", Kind: kind}) {
+					return
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("no event that %s was %s", a.id, kind)
+			}
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("statistics", func(t *testing.T) {
+		stats, err := h.Stats(t.Context())
+		if err != nil || len(stats) != 2 || stats[0].Name == stats[1].Name {
+			t.Fatalf("%+v, %v", stats, err)
+		}
+		for _, s := range stats {
+			if !s.Running || !(s.CPUSeconds > 0) || !(s.MemoryBytes > mib<<20) || math.IsNaN(s.BlockReadBytes) || !math.IsNaN(s.NetReceiveBytes) {
+				t.Errorf("%+v", s)
+			}
+		}
+	})
+	t.Run("saved and restored", func(t *testing.T) {
+		if err := h.Restore(t.Context(), a.id); err == nil {
+			t.Error("restored a guest that was not saved")
+		}
+		must(h.Save(t.Context(), a.id))
+		must(h.Restore(t.Context(), a.id))
+		expect("resumed")
+		a.unharmed(t)
+	})
+	drivertest.Guests(t, drivertest.GuestBench{
+		Guests: h, A: a.id, B: b.id, MemoryBytes: mib << 20,
+		Pause: func(t *testing.T, id string) {
+			must(h.Suspend(t.Context(), id))
+			expect("suspended")
+		},
+		Unpause: func(t *testing.T, id string) {
+			must(h.Resume(t.Context(), id))
+			expect("resumed")
+			a.unharmed(t)
+		},
+		End: func(t *testing.T, id string) {
+			must(h.on(t.Context(), id, "end", func(s *session, d rpc.Domain) error { return s.DomainDestroy(d) }))
+			expect("stopped")
+		},
+	})
+	b.unharmed(t)
+	v.Kill()
+	for range events {
+	}
+	if _, err := h.Guests(t.Context()); err == nil || !strings.Contains(err.Error(), v.Socket) {
+		t.Errorf("a daemon that is gone: %v", err)
+	}
+}
+
+func TestMovesConform(t *testing.T) {
+	one, two := rigtest.StartLibvirtd(t, "one"), rigtest.StartLibvirtd(t, "two")
+	// Both are at the same address, with ports of their own.
+	to := func(v *rigtest.Libvirtd) Move {
+		_, port, _ := net.SplitHostPort(v.Address)
+		return Move{URI: "qemu+tcp://{host}:" + port + "/system", DataURI: "tcp://{host}", AutoConverge: true}
+	}
+	from, target := host(t, one, to(two)), host(t, two, to(one))
+	g := start(t, one, "web")
+	speed := func(mibps uint64) func(*testing.T) {
+		return func(t *testing.T) {
+			if err := from.on(t.Context(), g.id, "slow down", func(s *session, d rpc.Domain) error { return s.DomainMigrateSetMaxSpeed(d, mibps, 0) }); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	here := fleet.Target{VM: g.id, Host: "h", Address: "127.0.0.1"}
+	drivertest.Moves(t, drivertest.MoveBench{
+		From: from, To: target, Guest: g.id, FromTarget: here, ToTarget: here,
+		Nowhere: fleet.Target{VM: g.id, Host: "nowhere", Address: "127.0.0.2"},
+		Slow:    speed(2), Fast: speed(1000),
+		Once: g.unharmed,
+	})
+	t.Run("the target dies in the middle", func(t *testing.T) {
+		speed(2)(t)
+		result := make(chan error, 1)
+		begun := make(chan struct{}, 1000)
+		go func() {
+			_, err := from.Move(t.Context(), g.id, here, func(p driver.Progress) {
+				select {
+				case begun <- struct{}{}:
+				default:
+				}
+			})
+			result <- err
+		}()
+		<-begun
+		two.Kill()
+		if err := <-result; err == nil {
+			t.Error("it moved to a host that is dead")
+		}
+		at, err := from.Locate(t.Context(), g.id, here)
+		if err != nil || at.Here != "running" || at.There != driver.Unknown || at.Moving {
+			t.Errorf("%+v, %v", at, err)
+		}
+		g.unharmed(t)
+	})
+}
+
+func TestDefinitions(t *testing.T) {
+	h, err := New(Config{URI: "qemu:///system", Move: Move{Shared: []string{"/srv/vms/", "/dev/mapper/san"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	domain := func(devices string) string { return "<domain><devices>" + devices + "</devices></domain>" }
+	disk := func(attrs, rest string) string {
+		return domain("<disk type='file'><source " + attrs + "/>" + rest + "</disk>")
+	}
+	for name, c := range map[string]struct {
+		text    string
+		pinned  string
+		hostCPU bool
+	}{
+		"nothing":      {domain(""), "", false},
+		"host CPU":     {"<domain><cpu mode='host-passthrough'/></domain>", "", true},
+		"named CPU":    {"<domain><cpu mode='custom'><model>qemu64</model></cpu></domain>", "", false},
+		"passthrough":  {domain("<hostdev type='pci' mode='subsystem'/>"), "pci device", false},
+		"sr-iov":       {domain("<interface type='hostdev'/>"), "network device", false},
+		"directory":    {domain("<filesystem type='mount'><source dir='/data'/></filesystem>"), "/data", false},
+		"local disk":   {disk("file='/tmp/x.qcow2'", ""), "/tmp/x.qcow2", false},
+		"read-only":    {disk("file='/tmp/x.iso'", "<readonly/>"), "", false},
+		"empty drive":  {domain("<disk type='file' device='cdrom'/>"), "", false},
+		"declared":     {disk("file='/srv/vms/x.qcow2'", ""), "", false},
+		"beside it":    {disk("file='/srv/vms2/x.qcow2'", ""), "/srv/vms2", false},
+		"climbs out":   {disk("file='/srv/vms/../x'", ""), "/srv/vms/../x", false},
+		"device":       {domain("<disk type='block'><source dev='/dev/mapper/san'/></disk>"), "", false},
+		"network disk": {domain("<disk type='network'><source protocol='rbd' name='pool/x'/></disk>"), "", false},
+		"not XML":      {"<domain>", "cannot be read", false},
+	} {
+		got := h.read(c.text)
+		if got.hostCPU != c.hostCPU || (c.pinned == "") != (got.pinned == "") || !strings.Contains(got.pinned, c.pinned) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for uri, want := range map[string]string{
+		"/run/x": "unix /run/x qemu:///system", "qemu:///system": "unix " + DefaultSocket + " qemu:///system", "qemu:///session?socket=/s": "unix /s qemu:///session",
+		"qemu+unix:///system?socket=/s": "unix /s qemu:///system", "qemu+tcp://h/system": "tcp h:16509 qemu:///system", "qemu+tcp://h:1/system": "tcp h:1 qemu:///system",
+		"qemu+tls://[::1]/system": "tls [::1]:16514 qemu:///system", "qemu://h/system": "tls h:16514 qemu:///system",
+		"": "", "x": "", "qemu+ssh://h/system": "", "qemu+tcp:///system": "", ":": "",
+	} {
+		e, err := parse(uri)
+		if got := strings.TrimSpace(e.transport + " " + e.address + " " + string(e.driver)); (err == nil) != (want != "") || err == nil && got != want {
+			t.Errorf("%s: %q, %v", uri, got, err)
+		}
+	}
+	for _, m := range []Move{{URI: "qemu+tcp://h/system"}, {URI: "qemu+ssh://{host}/system"}, {URI: "{host}"}} {
+		if _, err := New(Config{URI: "/s", Move: m}); err == nil {
+			t.Errorf("%+v was accepted", m)
+		}
+	}
+	for address, want := range map[string]string{
+		"h1": "qemu+tcp://h1/system", "192.0.2.1": "qemu+tcp://192.0.2.1/system", "2001:db8::1": "qemu+tcp://[2001:db8::1]/system", "[::1]": "qemu+tcp://[::1]/system",
+		"": "", "h/../x": "", "u@h": "", "h?socket=/x": "", "h h": "", "h\n": "", "h%2f": "",
+	} {
+		if got, err := fill("qemu+tcp://{host}/system", address); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", address, got, err)
+		}
+	}
+	if c := CPU("processor\t: 0\nmodel name\t: X 1\nflags\t\t: b a b\n\nprocessor\t: 1\nmodel name\t: Y\nflags: z\n"); c.Model != "X 1" || c.Flags != "a b" || c.Arch == "" {
+		t.Errorf("%+v", c)
+	}
+}
+
+// stream is a connection that says something.
+type stream struct {
+	net.Conn
+	io.Reader
+}
+
+func (s stream) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+func (s stream) Close() error               { return nil }
+
+func FuzzFramed(f *testing.F) {
+	message := binary.BigEndian.AppendUint32(nil, 32)
+	message = append(message, make([]byte, 28)...)
+	for _, seed := range []string{"", "00", "0000001c", "00000000", "ffffffff", "00000003", hex.EncodeToString(message), hex.EncodeToString(append(message, message...)), hex.EncodeToString(append(message, 0, 0, 0, 27))} {
+		b, _ := hex.DecodeString(seed)
+		f.Add(b, 7)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, size int) {
+		if size < 1 || size > 1<<16 {
+			return
+		}
+		c := &framed{Conn: stream{Reader: bytes.NewReader(data)}}
+		var got []byte
+		p := make([]byte, size)
+		for {
+			n, err := c.Read(p)
+			got = append(got, p[:n]...)
+			if err != nil {
+				break
+			}
+		}
+		if !bytes.HasPrefix(data, got) {
+			t.Fatalf("%x became %x", data, got)
+		}
+		for len(got) > 0 { // nothing comes out that is not in a message of a proper length
+			n := binary.BigEndian.Uint32(append(got[:min(4, len(got)):4], make([]byte, 4-min(4, len(got)))...))
+			if len(got) >= 4 && (n < minMessage || n > maxMessage) {
+				t.Fatalf("a message of %d bytes came through", n)
+			}
+			if len(got) < 4 {
+				t.Fatalf("half a length came through: %x", got)
+			}
+			got = got[min(len(got), int(n)):]
+		}
+	})
+}
