@@ -3,7 +3,6 @@ package simulator
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -96,7 +95,8 @@ func (f *Fleet) Apply(id fleet.HostID, phase fleet.Phase, units []string) (Outco
 }
 
 // HandOver calls a person, who repairs the host after the time that its worst
-// fault needs. The VMs stay on it meanwhile. It returns how long that takes, 0 where
+// fault needs. The VMs stay on it meanwhile, and lose HandOverSeconds each when it is
+// repaired under them. It returns how long that takes, 0 where
 // there is nothing to repair.
 func (f *Fleet) HandOver(id fleet.HostID) (time.Duration, error) {
 	f.mu.Lock()
@@ -466,12 +466,16 @@ func (f *Fleet) would(h *host, x *fault) []Achievement {
 		c := f.chance(x, p)
 		return Achievement{Action: a, CureProbability: c, Cures: f.luck(x, p) < c, CostVMSeconds: cost}
 	}
+	person := none
+	if f.inTime(x) {
+		person = min(none, f.cfg.HandOverSeconds*n)
+	}
 	return []Achievement{
 		{Action: fleet.ActionNone, CureProbability: flag(!x.fatal), Cures: !x.fatal, CostVMSeconds: none},
 		of(fleet.ActionRecycle, fleet.PhaseRecycle, recycleHarm*crash),
 		of(fleet.ActionPreservingReset, fleet.PhaseReset, reset+resetHarm*crash),
 		of(fleet.ActionLiveMigrate, fleet.PhaseMigrate, migrate+migrateHarm*f.cfg.CrashSeconds),
-		{Action: fleet.ActionHandOver, CureProbability: flag(f.inTime(x)), Cures: f.inTime(x), CostVMSeconds: math.Max(0, none*(1-flag(f.inTime(x))))},
+		{Action: fleet.ActionHandOver, CureProbability: flag(f.inTime(x)), Cures: f.inTime(x), CostVMSeconds: person},
 	}
 }
 

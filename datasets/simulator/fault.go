@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -108,8 +109,25 @@ type Fault struct {
 	// Level is how far it has developed, 0..1.
 	Level float64 `json:"level"`
 	// Would says what each action would achieve; empty where Benign.
+	Would []Achievement `json:"would,omitempty"`
+	// Moments say what each action would have achieved earlier, where [Config.Moments] asks for it.
+	Moments []Moment `json:"moments,omitempty"`
+}
+
+// Moment is what each action would have achieved at one time.
+type Moment struct {
+	Time  time.Time     `json:"time"`
+	Level float64       `json:"level"`
 	Would []Achievement `json:"would"`
 }
+
+// Levels are those of a fault at which [Config.Moments] keeps the truth: when the metrics
+// begin to show it, and then at each of these.
+var levels = [...]float64{0.25, 0.5, 0.75, 0.9}
+
+// Levels lists the levels at which [Config.Moments] keeps the truth, after that at which the
+// metrics begin to show the fault.
+func Levels() []float64 { return slices.Clone(levels[:]) }
 
 // Achievement is what an action would achieve against a fault, by itself.
 type Achievement struct {

@@ -42,6 +42,12 @@ type Config struct {
 	// RepairSeconds is how long it takes to repair a host that was emptied or
 	// handed over; the default is 900 for software and 4 hours for hardware.
 	RepairSeconds float64
+	// HandOverSeconds is what each VM that is still on the host loses when a person
+	// repairs it; the default is 120, and a negative number means none.
+	HandOverSeconds float64
+	// Moments makes the history keep what each action would have achieved when the
+	// level of a fault was first at the values of [Levels].
+	Moments bool
 	// Script lists faults that come at stated times, beside the random ones.
 	Script []Planned
 	// Rotation brings one fault at a time to a host without one.
@@ -121,7 +127,7 @@ func (c *Config) fill() error {
 	if c.Prefix == "" {
 		c.Prefix = "sim-"
 	}
-	for _, v := range []float64{c.FaultRate, c.BenignRate, c.CrashSeconds, c.BootSeconds, c.RepairSeconds} {
+	for _, v := range []float64{c.FaultRate, c.BenignRate, c.CrashSeconds, c.BootSeconds, c.RepairSeconds, c.HandOverSeconds} {
 		if math.IsNaN(v) || math.IsInf(v, 0) {
 			return fmt.Errorf("simulated fleet: a rate or a duration is %v; it must be a number", v)
 		}
@@ -130,6 +136,7 @@ func (c *Config) fill() error {
 	def(&c.BenignRate, 1)
 	def(&c.CrashSeconds, 300)
 	def(&c.BootSeconds, 240)
+	def(&c.HandOverSeconds, 120)
 	switch {
 	case c.Hosts < 1 || c.Hosts > mostHosts || c.VMsPerHost > mostVMs || c.Hosts*max(c.VMsPerHost, 1) > 10*mostHosts:
 		return fmt.Errorf("simulated fleet: %d hosts with %d VMs each: 1 to %d hosts and at most %d VMs in all are possible", c.Hosts, c.VMsPerHost, mostHosts, 10*mostHosts)
@@ -166,12 +173,16 @@ type Tally struct {
 	Crashes         int     `json:"crashes"`
 	CrashVMSeconds  float64 `json:"crash_vm_s"`
 	FreezeVMSeconds float64 `json:"freeze_vm_s"`
+	// HandOverVMSeconds is what repairs by a person took from VMs that were still there.
+	HandOverVMSeconds float64 `json:"hand_over_vm_s"`
 	// SlowVMSeconds is what noisy neighbours took.
 	SlowVMSeconds float64 `json:"slow_vm_s"`
 }
 
 // VMSeconds is the sum of all losses.
-func (t Tally) VMSeconds() float64 { return t.CrashVMSeconds + t.FreezeVMSeconds + t.SlowVMSeconds }
+func (t Tally) VMSeconds() float64 {
+	return t.CrashVMSeconds + t.FreezeVMSeconds + t.HandOverVMSeconds + t.SlowVMSeconds
+}
 
 // Fleet is a simulated fleet. It is safe for concurrent use, but the samples
 // of a step are overwritten by the next one.

@@ -68,6 +68,7 @@ type fault struct {
 	unit     int     // whose restart may cure it
 	fatal    bool
 	attempts [3]int  // of recycle, reset, migrate
+	moments  int     // how many of levels it has passed
 	repairAt float64 // 0 where nobody is about to
 	how      Ending  // of the repair
 }
@@ -377,8 +378,15 @@ func (h *host) develop(f *Fleet, i int, pace float64, e *effects) (crashed, gone
 		return false, true
 	}
 	if l >= x.t.visible {
-		if past := &f.history[x.index]; past.Effect.IsZero() {
+		past := &f.history[x.index]
+		if past.Effect.IsZero() {
 			past.Effect = f.time(f.now)
+		}
+		if f.cfg.Moments && (len(past.Moments) == 0 || x.moments < len(levels) && l >= levels[x.moments]) {
+			for x.moments < len(levels) && l >= levels[x.moments] {
+				x.moments++
+			}
+			past.Moments = append(past.Moments, Moment{f.time(f.now), l, f.would(h, x)})
 		}
 	}
 	switch x.kind {
@@ -497,13 +505,18 @@ var kinds = Kinds()
 // repairs ends the faults whose repair is over, and calls the VMs home once the
 // host is sound.
 func (h *host) repairs(f *Fleet) {
+	by := false
 	for i := len(h.faults) - 1; i >= 0; i-- {
 		if x := &h.faults[i]; x.repairAt > 0 && f.now >= x.repairAt {
+			by = by || x.how == Repaired
 			f.end(h, i, x.how, "")
 			if len(h.faults) == 0 {
 				f.home(h)
 			}
 		}
+	}
+	if by {
+		f.tally.HandOverVMSeconds += f.cfg.HandOverSeconds * float64(len(h.vms))
 	}
 }
 

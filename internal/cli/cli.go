@@ -74,6 +74,7 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	root.AddCommand(a.serve(), a.agent(), a.configCommand())
 	root.AddCommand(a.audit(), a.model(), a.metrics(), a.bench(), a.sample(), a.deadletter(), a.evaluate())
 	root.AddCommand(a.policy(), a.freeze())
+	root.AddCommand(a.dataset())
 	return root
 }
 
