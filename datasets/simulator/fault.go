@@ -68,6 +68,12 @@ func Kinds() []Kind {
 	return []Kind{MemoryLeak, ServiceHang, LockUp, DiskWear, DescriptorLeak, ECCStorm, KernelMemoryLeak, LinkFlaps, Overheating, NoisyNeighbour}
 }
 
+// Signature is the class of fault that a kind belongs to, "" for one that is unknown or benign.
+func (k Kind) Signature() fleet.Signature { return traits[k].signature }
+
+// FatalProbability is the probability with which a fault of this kind ends in a crash.
+func (k Kind) FatalProbability() float64 { return traits[k].fatal }
+
 // unitCure is how well a restart of each unit goes, compared with the best.
 var unitCure = [unitCount]float64{storageUnit: 0.85, networkUnit: 0.97, metricsUnit: 1, libvirtUnit: 0.92}
 

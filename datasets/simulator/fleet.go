@@ -351,25 +351,53 @@ func (f *Fleet) Hosts() []fleet.Host {
 	defer f.mu.Unlock()
 	out := make([]fleet.Host, 0, len(f.hosts))
 	for _, h := range f.hosts {
-		x := fleet.Host{
-			ID: h.id, FaultDomain: h.domain, Simulated: true, Version: "simulated", FirstSeen: f.cfg.Start, LastSeen: f.time(f.now), VMs: []fleet.VM{},
-			Actions: []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver},
-			Units:   Units(),
-		}
-		if h.down(f.now) {
-			x.LastSeen = f.time(h.wentDown)
-		}
-		for _, n := range h.vms {
-			v := f.vms[n]
-			state := "running"
-			if h.down(f.now) {
-				state = "shut-off"
-			}
-			x.VMs = append(x.VMs, fleet.VM{ID: v.id, Name: v.name, State: state, MemoryBytes: int64(v.bytes)})
-		}
-		out = append(out, x)
+		out = append(out, f.host(h))
 	}
 	return out
+}
+
+// Host is a host by its number, from 0, in the order of [Fleet.Hosts]. The caller owns the result.
+func (f *Fleet) Host(n int) fleet.Host {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.host(f.hosts[n])
+}
+
+func (f *Fleet) host(h *host) fleet.Host {
+	x := fleet.Host{
+		ID: h.id, FaultDomain: h.domain, Simulated: true, Version: "simulated", FirstSeen: f.cfg.Start, LastSeen: f.time(f.now), VMs: []fleet.VM{},
+		Actions: []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver},
+		Units:   Units(),
+	}
+	if h.down(f.now) {
+		x.LastSeen = f.time(h.wentDown)
+	}
+	for _, n := range h.vms {
+		v := f.vms[n]
+		state := "running"
+		if h.down(f.now) {
+			state = "shut-off"
+		}
+		x.VMs = append(x.VMs, fleet.VM{ID: v.id, Name: v.name, State: state, MemoryBytes: int64(v.bytes)})
+	}
+	return x
+}
+
+// Stage says of the host with a number, from 0, how many faults it has, for how long the
+// eldest has been there, and how long it is until the first of them ends by itself.
+func (f *Fleet) Stage(n int) (faults int, age, left time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := f.hosts[n]
+	soonest := math.Inf(1)
+	for _, x := range h.faults {
+		age = max(age, f.time(f.now).Sub(f.history[x.index].Start))
+		soonest = min(soonest, (1-x.level)/x.rate)
+	}
+	if len(h.faults) > 0 {
+		left = time.Duration(max(soonest, 0) * float64(time.Second))
+	}
+	return len(h.faults), age, left
 }
 
 // Tally is what was lost so far.

@@ -1,0 +1,258 @@
+// Package failure answers, from the features of a host at one instant, how probable it is that
+// the host fails its VMs within each of several horizons, and which class of fault it has.
+//
+// A model is three kinds of boosted trees: whether anything is wrong at all, which is asked
+// first and is cheap; for each horizon whether the host fails within it; and for each signature
+// whether a host with which something is wrong has that one. All are calibrated on
+// hosts that the trees have not seen.
+package failure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/model/gbdt"
+)
+
+// Sound is the signature of an example with which nothing is wrong.
+const Sound = "none"
+
+// Examples are what to learn from: one index is one host at one instant.
+type Examples struct {
+	// Features names the columns of X.
+	Features []string
+	X        [][]float64
+	// Failure is the number of seconds until the host fails, 0 while it does, +Inf where it does
+	// not fail for as long as Known.
+	Failure []float64
+	// Known is for how many seconds ahead it is known what happens: an example says nothing of a
+	// horizon beyond, unless it fails before.
+	Known []float64
+	// Signature is what is wrong and can be seen, or [Sound].
+	Signature []string
+	// Host tells hosts apart: those of one host are either learned from or calibrated on.
+	Host []string
+	// Weight says how many instants each stands for; nil means one each.
+	Weight []float64
+}
+
+// Config says how to learn. The zero value has the defaults.
+type Config struct {
+	// Horizons in ascending order; 5 minutes, an hour and a day by default.
+	Horizons []time.Duration
+	// Trees and Leaves of each question; 60 and 16 by default.
+	Trees, Leaves int
+	Seed          uint64
+	// Progress, where it is not nil, is called with how much is done.
+	Progress func(done, of int)
+}
+
+// Horizons are the default ones.
+func Horizons() []time.Duration {
+	return []time.Duration{5 * time.Minute, time.Hour, 24 * time.Hour}
+}
+
+const (
+	mostHorizons   = 16
+	mostSignatures = 64
+	oddTrees       = 30
+	oddLeaves      = 8
+	// leastOfASignature is how many examples a signature must have to be learned.
+	leastOfASignature = 20
+)
+
+// Model is a trained model. It is safe for concurrent use.
+type Model struct {
+	horizons   []time.Duration
+	signatures []string
+	odd        *gbdt.Model
+	fails      []*gbdt.Model
+	is         []*gbdt.Model // of each signature
+}
+
+// Horizons are those of the model, ascending.
+func (m *Model) Horizons() []time.Duration { return slices.Clone(m.horizons) }
+
+// Signatures are those that the model tells apart.
+func (m *Model) Signatures() []string { return slices.Clone(m.signatures) }
+
+// Features are the names of the columns that it looks at.
+func (m *Model) Features() []string { return m.odd.Features() }
+
+// Accept returns an error unless the features are the model's.
+func (m *Model) Accept(features []string) error { return m.odd.Accept(features) }
+
+// Importance is how much each feature counts for the probability of failing within horizon i.
+func (m *Model) Importance(i int) []float64 { return m.fails[i].Importance() }
+
+// Odd is the probability that anything is wrong with the host. It allocates nothing.
+func (m *Model) Odd(x []float64) float64 { return m.odd.Predict(x) }
+
+// Failure fills dst, which has as many values as there are horizons, with the probabilities
+// that the host fails within each. A longer horizon never has a lower one. It allocates nothing.
+func (m *Model) Failure(dst, x []float64) {
+	least := 0.0
+	for i, f := range m.fails {
+		least = max(least, f.Predict(x))
+		dst[i] = least
+	}
+}
+
+// Contributions fills dst with what each feature adds to the log odds of failing within
+// horizon i, and returns what they are added to.
+func (m *Model) Contributions(i int, dst, x []float64) float64 {
+	return m.fails[i].Contributions(dst, x)
+}
+
+// Signature fills dst, which has as many values as there are signatures, with the probability
+// of each, given that something is wrong, and returns the most probable one's index. It
+// allocates nothing.
+func (m *Model) Signature(dst, x []float64) int {
+	best, sum := 0, 0.0
+	for i, s := range m.is {
+		dst[i] = max(s.Predict(x), 1e-6)
+		sum += dst[i]
+		if dst[i] > dst[best] {
+			best = i
+		}
+	}
+	for i := range dst[:len(m.is)] {
+		dst[i] /= sum
+	}
+	return best
+}
+
+func (e *Examples) check() error {
+	n := len(e.X)
+	if n == 0 {
+		return errors.New("failure model: there are no examples to learn from")
+	}
+	if len(e.Failure) != n || len(e.Known) != n || len(e.Signature) != n || len(e.Host) != n || e.Weight != nil && len(e.Weight) != n {
+		return fmt.Errorf("failure model: %d rows with %d times of failure, %d known spans, %d signatures, %d hosts and %d weights", n, len(e.Failure), len(e.Known), len(e.Signature), len(e.Host), len(e.Weight))
+	}
+	for i, f := range e.Failure {
+		if !(f >= 0) || !(e.Known[i] >= 0) || e.Signature[i] == "" {
+			return fmt.Errorf("failure model: example %d fails after %v s of %v known, with the signature %q", i, f, e.Known[i], e.Signature[i])
+		}
+	}
+	return nil
+}
+
+// Train learns a model. It returns early with ctx's error.
+func Train(ctx context.Context, e Examples, c Config) (*Model, error) {
+	if err := e.check(); err != nil {
+		return nil, err
+	}
+	if c.Horizons == nil {
+		c.Horizons = Horizons()
+	}
+	if c.Trees == 0 {
+		c.Trees = 60
+	}
+	if c.Leaves == 0 {
+		c.Leaves = 16
+	}
+	if len(c.Horizons) > mostHorizons || len(c.Horizons) == 0 || !slices.IsSorted(c.Horizons) || c.Horizons[0] <= 0 {
+		return nil, fmt.Errorf("failure model: horizons %v: 1 to %d ascending ones are possible", c.Horizons, mostHorizons)
+	}
+	count := map[string]int{}
+	for _, s := range e.Signature {
+		count[s]++
+	}
+	m := &Model{horizons: slices.Clone(c.Horizons)}
+	for s, n := range count {
+		if s != Sound && n >= leastOfASignature {
+			m.signatures = append(m.signatures, s)
+		}
+	}
+	slices.Sort(m.signatures)
+	if len(m.signatures) == 0 || len(m.signatures) > mostSignatures {
+		return nil, fmt.Errorf("failure model: %d signatures have at least %d examples: 1 to %d are needed", len(m.signatures), leastOfASignature, mostSignatures)
+	}
+	done, of := 0, 1+len(c.Horizons)+len(m.signatures)
+	step := func() {
+		if done++; c.Progress != nil {
+			c.Progress(done, of)
+		}
+	}
+	everything := func(int) bool { return true }
+	var err error
+	if m.odd, err = learn(ctx, &e, gbdt.Config{Trees: oddTrees, Leaves: oddLeaves, Rate: 0.2, Seed: c.Seed}, everything, func(i int) bool { return e.Signature[i] != Sound }); err != nil {
+		return nil, fmt.Errorf("whether anything is wrong: %w", err)
+	}
+	step()
+	for _, h := range c.Horizons {
+		known := func(i int) bool { return e.Failure[i] <= h.Seconds() || e.Known[i] >= h.Seconds() }
+		f, err := learn(ctx, &e, gbdt.Config{Trees: c.Trees, Leaves: c.Leaves, Seed: c.Seed}, known, func(i int) bool { return e.Failure[i] <= h.Seconds() })
+		if err != nil {
+			return nil, fmt.Errorf("failure within %v: %w", h, err)
+		}
+		m.fails = append(m.fails, f)
+		step()
+	}
+	wrong := func(i int) bool { return e.Signature[i] != Sound }
+	for _, s := range m.signatures {
+		var f *gbdt.Model
+		if len(m.signatures) > 1 {
+			f, err = learn(ctx, &e, gbdt.Config{Trees: c.Trees / 2, Leaves: c.Leaves, Rate: 0.2, Seed: c.Seed}, wrong, func(i int) bool { return e.Signature[i] == s })
+		} else { // there is nothing to tell it from
+			f = m.odd
+		}
+		if err != nil {
+			return nil, fmt.Errorf("signature %s: %w", s, err)
+		}
+		m.is = append(m.is, f)
+		step()
+	}
+	return m, nil
+}
+
+// heldOut is the share of the hosts that calibrate.
+const heldOut = 5 // one in so many
+
+// learn trains on most hosts and calibrates on the others.
+func learn(ctx context.Context, e *Examples, c gbdt.Config, use, yes func(int) bool) (*gbdt.Model, error) {
+	var train, calibrate gbdt.Data
+	for i := range e.X {
+		if !use(i) {
+			continue
+		}
+		d := &train
+		if hash(e.Host[i])%heldOut == 0 {
+			d = &calibrate
+		}
+		d.X = append(d.X, e.X[i])
+		d.Y = append(d.Y, yes(i))
+		w := 1.0
+		if e.Weight != nil {
+			w = e.Weight[i]
+		}
+		d.Weight = append(d.Weight, w)
+	}
+	c.Features = e.Features
+	m, err := gbdt.Train(ctx, train, c)
+	if err != nil {
+		return nil, err
+	}
+	// Too few hosts to hold any out, or none with both answers: the trees' own log odds stand.
+	if both(calibrate.Y) {
+		if err := m.Calibrate(calibrate); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func both(y []bool) bool { return slices.Contains(y, true) && slices.Contains(y, false) }
+
+// hash is FNV-1a.
+func hash(s string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
+	}
+	return h
+}
