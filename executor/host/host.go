@@ -99,8 +99,12 @@ type Config struct {
 	VMs VMs
 	// Kernel is what a preserving reset resets. nil means that only the hypervisor's
 	// processes are replaced.
-	Kernel  Kernel
-	Reports Reports
+	Kernel Kernel
+	// Mover may be nil; a live migration is refused then. ParallelMoves is how many VMs
+	// are moved at a time; 0 means one.
+	Mover         Mover
+	ParallelMoves int
+	Reports       Reports
 	// Units are the services to restart, in order.
 	Units []string
 	// DryRun refuses every phase that would change the host.
@@ -247,6 +251,9 @@ func (r *Runner) Actions() []fleet.Action {
 	if r.cfg.VMs != nil {
 		can = append(can, fleet.ActionPreservingReset)
 	}
+	if r.cfg.Mover != nil {
+		can = append(can, fleet.ActionLiveMigrate)
+	}
 	return append(can, fleet.ActionHandOver)
 }
 
@@ -304,7 +311,7 @@ func malformed(c fleet.Command, host fleet.HostID) string {
 		return "the command has no fencing token"
 	case c.NotAfter.IsZero() || c.Deadline.IsZero():
 		return "the command does not say until when it may begin and end"
-	case len(c.ID) > 512 || len(c.Units) > 256:
+	case len(c.ID) > 512 || len(c.Units) > 256 || len(c.Targets) > 10000:
 		return "the command is too large"
 	}
 	return ""

@@ -173,6 +173,9 @@ func (r *Runner) perform(ctx context.Context, j *job) error {
 	if c.Phase == fleet.PhaseReset {
 		return r.reset(ctx, limited, j)
 	}
+	if c.Phase == fleet.PhaseMigrate {
+		return r.migrate(ctx, limited, j)
+	}
 	return r.recycle(ctx, limited, j)
 }
 
@@ -193,6 +196,10 @@ func (r *Runner) refusal(c fleet.Command) string {
 	case c.Phase == fleet.PhaseReset && r.cfg.VMs == nil:
 		return "a preserving reset is not enabled on this host, or not possible: 'tardigrade agent probe' says why"
 	case c.Phase == fleet.PhaseReset:
+		return ""
+	case c.Phase == fleet.PhaseMigrate && r.cfg.Mover == nil:
+		return "live migration is not enabled on this host, or not possible: 'tardigrade agent probe' says why"
+	case c.Phase == fleet.PhaseMigrate:
 		return ""
 	case c.Phase != fleet.PhaseRecycle:
 		return fmt.Sprintf("this host's agent cannot carry out the phase %q", c.Phase)
