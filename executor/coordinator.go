@@ -67,6 +67,13 @@ type Surroundings interface {
 	Surroundings(ctx context.Context) (guard.Policy, guard.State, error)
 }
 
+// Placement chooses where the VMs of a host go.
+type Placement interface {
+	// Place chooses a target for each VM of the host, none of them among busy, which
+	// says of hosts why they cannot be one now. An error says what is in the way.
+	Place(ctx context.Context, host fleet.HostID, busy map[fleet.HostID]string) ([]fleet.Target, error)
+}
+
 // Audit is the trail of every decision and action. Nothing is done whose record
 // cannot be appended.
 type Audit interface {
@@ -83,13 +90,15 @@ var (
 	ErrTooLate   = errors.New("the execution can not be cancelled any more")
 )
 
-// Config is what a Coordinator works with; all interfaces are needed.
+// Config is what a Coordinator works with; all interfaces but Placement are needed.
 type Config struct {
 	Store    Store
 	Commands Commands
 	Leases   Leases
 	Guard    Surroundings
 	Audit    Audit
+	// Placement may be nil; no live migration is possible then.
+	Placement Placement
 	// Limits defaults to [DefaultLimits].
 	Limits Limits
 	// Tick is how often Run looks after the executions; 0 means 250 ms. Renew is how
@@ -410,11 +419,46 @@ func (c *Coordinator) active(host fleet.HostID) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, s := range c.records {
-		if s.Host == host && !s.State.Final() {
+		if !s.State.Final() && (s.Host == host || receives(s, host)) {
 			return id
 		}
 	}
 	return ""
+}
+
+// receives tells whether an execution is moving VMs to a host, on which nothing else
+// may begin until that is over.
+func receives(s Stored, host fleet.HostID) bool {
+	return s.State == fleet.ExecutionMigrating && slices.ContainsFunc(s.Command.Targets, func(t fleet.Target) bool { return t.Host == host })
+}
+
+// mover is the ID of the execution that is moving VMs to a host, or "".
+func (c *Coordinator) mover(host fleet.HostID) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, s := range c.records {
+		if receives(s, host) {
+			return id
+		}
+	}
+	return ""
+}
+
+// place chooses targets for the VMs of a host.
+func (c *Coordinator) place(ctx context.Context, host fleet.HostID) ([]fleet.Target, error) {
+	if c.cfg.Placement == nil {
+		return nil, errors.New("nobody chooses targets here")
+	}
+	busy := map[fleet.HostID]string{}
+	c.mu.Lock()
+	for id, s := range c.records {
+		if s.State.Final() || s.Host == host {
+			continue
+		}
+		busy[s.Host] = "an execution is under way on it: " + id
+	}
+	c.mu.Unlock()
+	return c.cfg.Placement.Place(ctx, host, busy)
 }
 
 // newID is unique, and sorts by time.
@@ -510,12 +554,18 @@ func (c *Coordinator) HandleReport(ctx context.Context, r fleet.Report) error {
 		}
 	}
 	r.GuestsBefore, r.GuestsAfter = r.GuestsBefore[:min(len(r.GuestsBefore), maxGuests)], r.GuestsAfter[:min(len(r.GuestsAfter), maxGuests)]
+	if r.Result != "" {
+		c.begin.Lock() // what follows may be the begin of a migration
+	}
 	err := c.apply(ctx, s.ID, "agent:"+string(r.Host), func(s Stored) Event {
 		if s.Command.ID != r.Command {
 			return Event{}
 		}
 		return c.reported(ctx, s, r)
 	})
+	if r.Result != "" {
+		c.begin.Unlock()
+	}
 	if err != nil {
 		return fmt.Errorf("host %s: execution %s: %s: report %d: %w", r.Host, r.Execution, r.Phase, r.Seq, err)
 	}
@@ -531,7 +581,7 @@ func (c *Coordinator) reported(ctx context.Context, s Stored, r fleet.Report) Ev
 		return ev
 	case fleet.ResultSucceeded:
 		ev.Kind = EventSucceeded
-		if r.Phase == fleet.PhaseRecycle || r.Phase == fleet.PhaseReset {
+		if r.Phase == fleet.PhaseRecycle || r.Phase == fleet.PhaseReset || r.Phase == fleet.PhaseMigrate {
 			before := s.GuestsBefore
 			if len(before) == 0 {
 				before = r.GuestsBefore
@@ -548,13 +598,13 @@ func (c *Coordinator) reported(ctx context.Context, s Stored, r fleet.Report) Ev
 		ev.Kind = EventRefused
 	}
 	// That a phase failed is evidence in itself.
-	ev.Can, ev.Why = c.can(ctx, s, r.Time)
+	ev.Can, ev.Targets, ev.Why = c.can(ctx, s, r.Time)
 	return ev
 }
 
-// can lists the actions that may follow, and what is in the way of the others.
-func (c *Coordinator) can(ctx context.Context, s Stored, evidence time.Time) ([]fleet.Action, string) {
-	var can []fleet.Action
+// can lists the actions that may follow, where a migration would go, and what is in the
+// way of the others.
+func (c *Coordinator) can(ctx context.Context, s Stored, evidence time.Time) (can []fleet.Action, targets []fleet.Target, _ string) {
 	var why []string
 	for _, a := range []fleet.Action{fleet.ActionPreservingReset, fleet.ActionLiveMigrate} {
 		d, host := c.check(ctx, guard.Request{Execution: s.ID, Host: s.Host, Action: a, EvidenceAt: evidence, Approval: s.Approval})
@@ -563,11 +613,18 @@ func (c *Coordinator) can(ctx context.Context, s Stored, evidence time.Time) ([]
 			why = append(why, fmt.Sprintf("%s is not possible: the host's agent cannot do it", a))
 		case !d.Allowed:
 			why = append(why, fmt.Sprintf("%s is not allowed: %s", a, strings.Join(d.Reasons, "; ")))
+		case a == fleet.ActionLiveMigrate:
+			var err error
+			if targets, err = c.place(ctx, s.Host); err != nil {
+				why = append(why, fmt.Sprintf("%s is not possible: %v", a, err))
+				continue
+			}
+			can = append(can, a)
 		default:
 			can = append(can, a)
 		}
 	}
-	return can, strings.Join(why, "; ")
+	return can, targets, strings.Join(why, "; ")
 }
 
 // advance lets a pending execution begin, or not: it asks the guard once more, just
@@ -585,11 +642,22 @@ func (c *Coordinator) advance(ctx context.Context, id string) error {
 		if !d.Allowed {
 			return Event{Kind: EventBlocked, Detail: strings.Join(d.Reasons, "; ")}
 		}
+		if other := c.mover(s.Host); other != "" {
+			return Event{Kind: EventBlocked, Detail: "VMs are being moved to the host: " + other}
+		}
 		ev := Event{Kind: EventAllowed}
-		if slices.Contains(host.Actions, s.Action) {
-			ev.Can = []fleet.Action{s.Action}
-		} else if s.Action != fleet.ActionHandOver {
+		switch {
+		case s.Action == fleet.ActionHandOver:
+		case !slices.Contains(host.Actions, s.Action):
 			ev.Why = fmt.Sprintf("the host's agent cannot do %s", s.Action)
+		case s.Action == fleet.ActionLiveMigrate:
+			targets, err := c.place(ctx, s.Host)
+			if err != nil {
+				return Event{Kind: EventBlocked, Detail: fmt.Sprintf("no host can take the VMs: %v", err)}
+			}
+			ev.Can, ev.Targets = []fleet.Action{s.Action}, targets
+		default:
+			ev.Can = []fleet.Action{s.Action}
 		}
 		return ev
 	})
@@ -623,6 +691,9 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 		for _, e := range effects {
 			if e.Kind == EffectCommand {
 				rec.Command = command(next, e.Phase, now, c.cfg.Limits)
+				if e.Phase == fleet.PhaseMigrate {
+					rec.Command.Targets = ev.Targets
+				}
 			}
 		}
 		if same := next; len(effects) == 0 {

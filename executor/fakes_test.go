@@ -23,9 +23,10 @@ type world struct {
 	token map[fleet.HostID]uint64
 	until map[fleet.HostID]time.Time
 
-	policy guard.Policy
-	state  guard.State
-	blind  error
+	policy    guard.Policy
+	state     guard.State
+	blind     error
+	placement Placement
 
 	audit    []string
 	commands []fleet.Command
@@ -48,7 +49,7 @@ func newWorld() *world {
 }
 
 func (w *world) config() Config {
-	return Config{Store: w, Commands: w, Leases: leases{w}, Guard: w, Audit: w, Tick: 50 * ms, Log: quiet}
+	return Config{Store: w, Commands: w, Leases: leases{w}, Guard: w, Audit: w, Placement: w.placement, Tick: 50 * ms, Log: quiet}
 }
 
 func (w *world) Create(_ context.Context, r Record) (uint64, error) {

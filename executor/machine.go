@@ -45,6 +45,8 @@ type Event struct {
 	// this instant, and Why says for the others what is in their way.
 	Can []fleet.Action
 	Why string
+	// Targets says where the VMs would go, if Can has a live migration.
+	Targets []fleet.Target
 	// Report is what the agent said, if the event comes from it.
 	Report *fleet.Report
 }
