@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e clean
+.PHONY: help build run check test e2e crashpoints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: build ## install what the tests need, then run all of them
 e2e: build ## the end-to-end story on a real host with a real guest
 	bash .ci/install-test-deps.sh
 	go test -count=1 -v -run TestStory ./internal/e2e
+
+crashpoints: ## kill -9 at every write of the agent and of the control plane
+	bash .ci/install-test-deps.sh
+	go test -count=1 -v -timeout 15m -run TestCrashPoints ./internal/crashpoints
 
 clean: ## remove what was built
 	rm -rf bin .build

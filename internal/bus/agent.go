@@ -39,6 +39,8 @@ type Agent struct {
 	conn *nats.Conn
 	js   jetstream.JetStream
 	log  *slog.Logger
+	// again is signalled when the bus is back.
+	again chan struct{}
 }
 
 // DialAgent connects a host agent. It returns at once even where the bus cannot
@@ -47,6 +49,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	again := make(chan struct{}, 1)
 	opts := []nats.Option{
 		nats.Name("tardigrade agent " + string(o.Host)), nats.UserInfo(string(o.Host), o.Token),
 		nats.CustomInboxPrefix(inboxPrefix(o.Host)), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
@@ -57,7 +60,13 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 				o.Log.Warn("lost the bus, reconnecting", "err", err)
 			}
 		}),
-		nats.ReconnectHandler(func(c *nats.Conn) { o.Log.Info("connected to the bus", "url", c.ConnectedUrlRedacted()) }),
+		nats.ReconnectHandler(func(c *nats.Conn) {
+			o.Log.Info("connected to the bus", "url", c.ConnectedUrlRedacted())
+			select {
+			case again <- struct{}{}:
+			default:
+			}
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.Log.Warn("bus", "err", err) }),
 	}
 	if o.InProcess != nil {
@@ -78,7 +87,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		conn.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
-	return &Agent{host: o.Host, conn: conn, js: js, log: o.Log}, nil
+	return &Agent{host: o.Host, conn: conn, js: js, log: o.Log, again: again}, nil
 }
 
 // Connected tells whether the bus can be reached now.
@@ -127,12 +136,27 @@ func (a *Agent) Commands(ctx context.Context, handle func(context.Context, fleet
 			continue
 		}
 		for ctx.Err() == nil {
-			batch, err := fetch(ctx, consumer, 1, 5*time.Second)
+			// A bus that restarted knows nothing of what it was asked before.
+			session, stop := context.WithCancel(ctx)
+			go func() {
+				select {
+				case <-a.again:
+					stop()
+				case <-session.Done():
+				}
+			}()
+			batch, err := fetch(session, consumer, 1, 5*time.Second)
 			if err != nil {
+				stop()
 				break
 			}
 			for m := range batch.Messages() {
 				a.command(ctx, m, handle)
+			}
+			restarted := session.Err() != nil
+			stop()
+			if restarted {
+				continue
 			}
 			if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
 				break
@@ -152,7 +176,7 @@ func (a *Agent) command(ctx context.Context, m jetstream.Msg, handle func(contex
 		m.Term()
 		return
 	}
-	working := time.NewTicker(10 * time.Second)
+	working := time.NewTicker(time.Second)
 	defer working.Stop()
 	done := make(chan error, 1)
 	go func() { done <- handle(ctx, c) }()

@@ -42,7 +42,8 @@ func (r AuditRecord) sum() (string, error) {
 // Audit is the append-only audit trail. It is safe for concurrent use, also by
 // several processes: an append states which record it follows.
 type Audit struct {
-	js jetstream.JetStream
+	js      jetstream.JetStream
+	onWrite func(what string, done bool)
 
 	mu       sync.Mutex
 	sequence uint64
@@ -51,7 +52,7 @@ type Audit struct {
 }
 
 // OpenAudit opens the trail.
-func OpenAudit(b *Bus) *Audit { return &Audit{js: b.JS} }
+func OpenAudit(b *Bus) *Audit { return &Audit{js: b.JS, onWrite: b.onWrite} }
 
 // Append adds a record and returns once it is on disk. detail is anything that
 // marshals to JSON, or nil.
@@ -80,9 +81,11 @@ func (a *Audit) Append(ctx context.Context, actor, event, subject string, detail
 		if err != nil {
 			return fmt.Errorf("audit %s: %w", event, err)
 		}
+		a.onWrite(StreamAudit, false)
 		ack, err := a.js.PublishMsg(ctx, &nats.Msg{Subject: subjectAudit, Data: data, Header: nats.Header{
 			jetstream.ExpectedLastSeqHeader: {strconv.FormatUint(a.sequence, 10)},
 		}})
+		a.onWrite(StreamAudit, true)
 		var api *jetstream.APIError
 		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 			a.loaded = false // somebody else appended: follow that record

@@ -70,7 +70,11 @@ type Options struct {
 	SampleBytes int64
 	// Agents tells which host a token belongs to. Nil admits no remote agent.
 	Agents func(host fleet.HostID, token string) bool
-	Log    *slog.Logger
+	// OnWrite, if not nil, is called before and after each durable write of the control
+	// plane (records, leases, commands, the audit trail). It is for tests that end the
+	// process there.
+	OnWrite func(what string, done bool)
+	Log     *slog.Logger
 }
 
 // Bus is a connection of the control plane, and the embedded server behind it.
@@ -82,6 +86,7 @@ type Bus struct {
 	server   *server.Server
 	log      *slog.Logger
 	replicas int
+	onWrite  func(what string, done bool)
 
 	dir     string
 	samples jetstream.StreamConfig // as it is while there is room on the disk
@@ -96,7 +101,10 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
-	b := &Bus{log: o.Log, replicas: o.Replicas, dir: o.Dir}
+	b := &Bus{log: o.Log, replicas: o.Replicas, onWrite: o.OnWrite, dir: o.Dir}
+	if b.onWrite == nil {
+		b.onWrite = func(string, bool) {}
+	}
 	opts := []nats.Option{nats.Name("tardigrade control plane"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true)}
 	url := o.URL
 	if o.URL == "" {

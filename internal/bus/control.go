@@ -24,7 +24,7 @@ import (
 func (b *Bus) AdmitHost(ctx context.Context, host fleet.HostID) error {
 	_, err := b.JS.CreateOrUpdateConsumer(ctx, StreamCommands, jetstream.ConsumerConfig{
 		Durable: consumerName(host), FilterSubject: subjectCommands + string(host),
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 1,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 3 * time.Second, MaxAckPending: 1,
 	})
 	if err != nil {
 		return fmt.Errorf("make the command queue of host %s: %w", host, err)
@@ -38,6 +38,8 @@ func (b *Bus) Send(ctx context.Context, c fleet.Command) error {
 	if err != nil {
 		return err
 	}
+	b.onWrite(StreamCommands, false)
+	defer b.onWrite(StreamCommands, true)
 	if _, err := b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(c.ID)); err != nil {
 		return fmt.Errorf("send command %s: %w", c.ID, err)
 	}
@@ -76,7 +78,9 @@ func (b *Bus) Hosts(ctx context.Context, handle func(fleet.Host)) error {
 // again until handle returned nil.
 func (b *Bus) Reports(ctx context.Context, handle func(context.Context, fleet.Report) error) error {
 	return b.consume(ctx, StreamReports, jetstream.ConsumerConfig{
-		Durable: "executor", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxAckPending: 1,
+		// A report that a crash interrupted comes again after AckWait, and holds up the
+		// others until then; one that is taken twice changes nothing.
+		Durable: "executor", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 3 * time.Second, MaxAckPending: 1,
 	}, func(m jetstream.Msg) {
 		var r fleet.Report
 		if err := json.Unmarshal(m.Data(), &r); err != nil || string(r.Host) != strings.TrimPrefix(m.Subject(), subjectReports) {

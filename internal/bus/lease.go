@@ -19,6 +19,8 @@ type Leases struct {
 	js     jetstream.JetStream
 	bucket string
 	ttl    time.Duration
+
+	onWrite func(what string, done bool)
 }
 
 // Lease is one held right. It is not safe for concurrent use.
@@ -37,12 +39,14 @@ func OpenLeases(ctx context.Context, b *Bus, bucket string, ttl time.Duration) (
 	if err != nil {
 		return nil, fmt.Errorf("open leases %s: %w", bucket, err)
 	}
-	return &Leases{kv: kv, js: b.JS, bucket: bucket, ttl: ttl}, nil
+	return &Leases{kv: kv, js: b.JS, bucket: bucket, ttl: ttl, onWrite: b.onWrite}, nil
 }
 
 // Acquire takes the lease of key for owner, or answers [ErrConflict] where
 // somebody holds it.
 func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error) {
+	l.onWrite(l.bucket, false)
+	defer l.onWrite(l.bucket, true)
 	revision, err := l.kv.Create(ctx, key, []byte(owner), jetstream.KeyTTL(l.ttl))
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return nil, fmt.Errorf("lease of %s: %w", key, ErrConflict)
@@ -55,6 +59,8 @@ func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error)
 
 // Renew starts the lease's time anew. [ErrConflict] means that it was lost.
 func (l *Leases) Renew(ctx context.Context, lease *Lease, owner string) error {
+	l.onWrite(l.bucket, false)
+	defer l.onWrite(l.bucket, true)
 	// KeyValue.Update would drop the TTL, so publish what it does, with one.
 	msg := &nats.Msg{Subject: "$KV." + l.bucket + "." + lease.Key, Data: []byte(owner), Header: nats.Header{
 		jetstream.MsgTTLHeader:              {l.ttl.String()},
@@ -85,6 +91,26 @@ func (l *Leases) Holder(ctx context.Context, key string) (owner string, revision
 	return string(e.Value()), e.Revision(), nil
 }
 
+// Holders returns the owner of each lease that is held, by key.
+func (l *Leases) Holders(ctx context.Context) (map[string]string, error) {
+	keys, err := l.kv.ListKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the leases: %w", err)
+	}
+	out := make(map[string]string)
+	for key := range keys.Keys() {
+		owner, _, err := l.Holder(ctx, key)
+		if errors.Is(err, ErrNotFound) {
+			continue // it ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[key] = owner
+	}
+	return out, nil
+}
+
 // Adopt returns the lease of key if owner holds it, for a process that restarted
 // under the same name; its token is the given one.
 func (l *Leases) Adopt(ctx context.Context, key, owner string, token uint64) (*Lease, error) {
@@ -100,6 +126,8 @@ func (l *Leases) Adopt(ctx context.Context, key, owner string, token uint64) (*L
 
 // Release ends the lease at once. A lease that was lost already is no error.
 func (l *Leases) Release(ctx context.Context, lease *Lease) error {
+	l.onWrite(l.bucket, false)
+	defer l.onWrite(l.bucket, true)
 	err := l.kv.Delete(ctx, lease.Key, jetstream.LastRevision(lease.revision))
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {

@@ -18,6 +18,7 @@ import (
 type Table[T any] struct {
 	kv      jetstream.KeyValue
 	watcher jetstream.KeyWatcher
+	onWrite func(what string, done bool)
 
 	mu      sync.RWMutex
 	records map[string]record[T]
@@ -42,7 +43,7 @@ func OpenTable[T any](ctx context.Context, b *Bus, bucket string, changed func(k
 	if err != nil {
 		return nil, fmt.Errorf("watch table %s: %w", bucket, err)
 	}
-	t := &Table[T]{kv: kv, watcher: w, records: make(map[string]record[T]), changed: changed}
+	t := &Table[T]{kv: kv, watcher: w, onWrite: b.onWrite, records: make(map[string]record[T]), changed: changed}
 	ready := make(chan struct{})
 	go t.follow(ctx, b, ready)
 	select {
@@ -174,7 +175,10 @@ func (t *Table[T]) Change(ctx context.Context, key string, f func(*T) error) (T,
 // Delete removes a record; that there is none is not an error.
 func (t *Table[T]) Delete(ctx context.Context, key string) error {
 	_, revision, _ := t.Find(key)
-	if err := t.kv.Delete(ctx, key); err != nil {
+	t.onWrite(t.kv.Bucket(), false)
+	err := t.kv.Delete(ctx, key)
+	t.onWrite(t.kv.Bucket(), true)
+	if err != nil {
 		return fmt.Errorf("delete %s %q: %w", t.kv.Bucket(), key, err)
 	}
 	t.mu.Lock()
@@ -190,7 +194,9 @@ func (t *Table[T]) write(key string, v T, put func([]byte) (uint64, error)) (uin
 	if err != nil {
 		return 0, fmt.Errorf("write %s %q: %w", t.kv.Bucket(), key, err)
 	}
+	t.onWrite(t.kv.Bucket(), false)
 	revision, err := put(data)
+	t.onWrite(t.kv.Bucket(), true)
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return 0, fmt.Errorf("%s %q: %w", t.kv.Bucket(), key, ErrConflict)

@@ -110,6 +110,29 @@ func (l *leases) keep(host fleet.HostID, lease *bus.Lease) {
 	l.held[host] = lease
 }
 
+// releaseOrphans gives up the leases whose execution was never stored, since this process
+// ended just then: their hosts need not wait until the time of the lease is over. No
+// other control plane may be running.
+func (l *leases) releaseOrphans(ctx context.Context, known func(execution string) bool) error {
+	holders, err := l.bus.Holders(ctx)
+	if err != nil {
+		return err
+	}
+	for host, owner := range holders {
+		if known(owner) {
+			continue
+		}
+		lease, err := l.bus.Adopt(ctx, host, owner, 0)
+		if err == nil {
+			err = l.bus.Release(ctx, lease)
+		}
+		if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, bus.ErrConflict) {
+			return err
+		}
+	}
+	return nil
+}
+
 // execute begins the execution of an approved recommendation.
 func execute(c *executor.Coordinator) func(context.Context, fleet.Recommendation) (fleet.Execution, error) {
 	return func(ctx context.Context, rec fleet.Recommendation) (fleet.Execution, error) {

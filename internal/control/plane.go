@@ -31,7 +31,9 @@ type Options struct {
 	Demo bool
 	// Ended, if not nil, is told of each execution that ends. It must not block.
 	Ended func(fleet.Execution)
-	Log   *slog.Logger
+	// OnWrite is for tests; see [bus.Options].
+	OnWrite func(what string, done bool)
+	Log     *slog.Logger
 }
 
 // Plane is a running control plane. It is safe for concurrent use.
@@ -69,14 +71,14 @@ const leaseTTL = 30 * time.Second
 // [Plane.Close] in the end.
 func Open(ctx context.Context, o Options) (*Plane, error) {
 	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents(), ended: o.Ended}
-	if err := p.open(ctx, o.Demo); err != nil {
+	if err := p.open(ctx, o); err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Plane) open(ctx context.Context, demo bool) error {
+func (p *Plane) open(ctx context.Context, o Options) error {
 	busDir, err := p.dir.Sub("bus")
 	if err != nil {
 		return err
@@ -106,7 +108,7 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 	c := p.cfg.Bus
 	p.bus, err = bus.Open(ctx, bus.Options{
 		Dir: busDir, Listen: c.Listen, TLS: tls, URL: c.URL, CredentialsFile: c.Credentials, Replicas: c.Replicas,
-		SampleAge: c.SampleAge.D(), SampleBytes: c.SampleMiB << 20, Agents: p.tokens.check, Log: p.log,
+		SampleAge: c.SampleAge.D(), SampleBytes: c.SampleMiB << 20, Agents: p.tokens.check, OnWrite: o.OnWrite, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -124,7 +126,7 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 		return err
 	}
 	p.hosts = newHosts(hostTable, p.bus.AdmitHost, p.log)
-	if !demo {
+	if !o.Demo {
 		if err := p.hosts.forgetSimulated(ctx); err != nil {
 			return err
 		}
@@ -142,12 +144,18 @@ func (p *Plane) open(ctx context.Context, demo bool) error {
 	if err != nil {
 		return err
 	}
+	held := &leases{bus: leaseTable, held: make(map[fleet.HostID]*bus.Lease)}
+	if p.cfg.Bus.URL == "" { // the data directory is this process's alone
+		if err := held.releaseOrphans(ctx, func(id string) bool { _, _, ok := p.executions.Find(id); return ok }); err != nil {
+			return err
+		}
+	}
 	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
 		p.log.Warn("a sample was not scored", "host", id, "err", err)
 	})
 	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
 	p.coordinator, err = executor.New(executor.Config{
-		Store: store{p.executions}, Commands: p.bus, Leases: &leases{bus: leaseTable, held: make(map[fleet.HostID]*bus.Lease)},
+		Store: store{p.executions}, Commands: p.bus, Leases: held,
 		Guard: p.surroundings, Audit: p.audit, Log: p.log,
 	})
 	if err != nil {

@@ -23,6 +23,12 @@ func Inside() bool { return os.Getenv(inside) != "" }
 // returned one. It needs root and systemd-nspawn.
 func OnSystemd(t *testing.T, units map[string]string) (share string) {
 	t.Helper()
+	return OnSystemdFor(t, units, 100*time.Second)
+}
+
+// OnSystemdFor is OnSystemd for a test that may take so long.
+func OnSystemdFor(t *testing.T, units map[string]string, limit time.Duration) (share string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -36,13 +42,13 @@ After=basic.target
 Type=oneshot
 Environment=` + inside + `=1 HOME=/root
 WorkingDirectory=/tmp
-ExecStart=/test -test.v -test.timeout 100s -test.run '^` + t.Name() + `$'
+ExecStart=/test -test.v -test.timeout ` + limit.String() + ` -test.run '^` + t.Name() + `$'
 ExecStopPost=/bin/sh -c 'echo $EXIT_CODE $EXIT_STATUS > /share/status'
 StandardOutput=file:/share/output
 StandardError=file:/share/output
 `
 	h := Boot(t, Host{Units: units, Start: []string{"tardigrade-test.service"}, Program: self, PrivateNetwork: true})
-	console, err := h.Wait(2 * time.Minute)
+	console, err := h.Wait(limit + 20*time.Second)
 	out, _ := os.ReadFile(filepath.Join(h.Share, "output"))
 	if status, _ := os.ReadFile(filepath.Join(h.Share, "status")); strings.TrimSpace(string(status)) != "exited 0" {
 		t.Fatalf("the test failed on the host that was booted for it (%v, status %q):\n%s\nconsole:\n%s", err, status, out, console[max(0, len(console)-2000):])
