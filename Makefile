@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e crashpoints clean
+.PHONY: help build run check test e2e crashpoints rig-a rig-c clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ check: ## format, vet, staticcheck, tidy
 
 test: build ## install what the tests need, then run all of them
 	bash .ci/install-test-deps.sh
+	bash .ci/install-rig-kernel.sh
 	go test -shuffle=on -timeout 20m ./...
 
 e2e: build ## the end-to-end story on a real host with a real guest
@@ -32,6 +33,14 @@ e2e: build ## the end-to-end story on a real host with a real guest
 crashpoints: ## kill -9 at every write of the agent and of the control plane
 	bash .ci/install-test-deps.sh
 	go test -count=1 -v -timeout 15m -run TestCrashPoints ./internal/crashpoints
+
+# A rig's last line is what it comes to, as JSON.
+rig-a rig-c: SHELL := /bin/bash -o pipefail
+rig-a: build ## real guests moved into new QEMU processes by the agent's runner
+	bash .ci/install-test-deps.sh
+	bash .ci/install-rig-kernel.sh
+	go test -count=1 -v ./internal/rig/a | tee .build/rig-a.log
+	@grep '^{"rig"' .build/rig-a.log
 
 clean: ## remove what was built
 	rm -rf bin .build

@@ -16,6 +16,7 @@ need pgrep procps
 need tar tar
 need libvirtd libvirt-daemon
 need ipmi_sim openipmi
+need mke2fs e2fsprogs
 
 if [ ${#packages[@]} -gt 0 ]; then
   sudo=()

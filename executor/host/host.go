@@ -52,12 +52,12 @@ type Diagnostics interface {
 type VMs interface {
 	// Check says which VMs cannot be preserved, and why. It changes nothing.
 	Check(ctx context.Context) error
-	// Move gives every VM a new hypervisor process. With an error, some have none; all
-	// that can run do.
-	Move(ctx context.Context, mark string) (detail string, err error)
+	// Move gives every VM a new hypervisor process, and says for how long each one that
+	// has one was frozen, by its ID. With an error, some have none; all that can run do.
+	Move(ctx context.Context, mark string) (frozen map[string]time.Duration, err error)
 	// Save freezes all VMs and returns once they are safe from a reset. With an error,
 	// they run on.
-	Save(ctx context.Context, mark string) (detail string, err error)
+	Save(ctx context.Context, mark string) error
 	// Saved tells whether VMs are out, or on their way.
 	Saved() (bool, error)
 	// Resume brings every VM back. With an error, it did not bring some back, whose
@@ -143,8 +143,10 @@ type job struct {
 	reports  []fleet.Report
 	// invocations has the unit's start that the intent of a restart saw.
 	invocations map[string]string
-	sent        int // the first reports that were acknowledged
-	acked       bool
+	// frozen is for how long a reset froze each VM, as far as this process knows.
+	frozen map[string]time.Duration
+	sent   int // the first reports that were acknowledged
+	acked  bool
 }
 
 func (j *job) final() bool {

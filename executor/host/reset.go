@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -60,6 +62,14 @@ func (r *Runner) reset(ctx, limited context.Context, j *job) error {
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if s, saved := j.step(stepSave); saved && back == nil {
+		if e, resumed := j.step(stepResume); resumed {
+			j.frozen = map[string]time.Duration{}
+			for _, g := range j.guestsBefore() {
+				j.frozen[g.ID] = e.Ended.Sub(s.Started)
+			}
+		}
 	}
 	if back == nil {
 		if err := r.cfg.VMs.Forget(); err != nil {
@@ -150,14 +160,23 @@ func (r *Runner) moveVMs(ctx, limited context.Context, j *job) error {
 		}
 		detail := ""
 		if err == nil {
-			detail, err = r.cfg.VMs.Move(limited, mark(j.command))
+			detail, err = r.moveAll(limited, j)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		return r.over(j, r.begin(j, stepMove), detail, err)
 	}
-	return r.do(ctx, limited, j, stepMove, func() (string, error) { return r.cfg.VMs.Move(limited, mark(j.command)) })
+	return r.do(ctx, limited, j, stepMove, func() (string, error) { return r.moveAll(limited, j) })
+}
+
+func (r *Runner) moveAll(ctx context.Context, j *job) (detail string, err error) {
+	j.frozen, err = r.cfg.VMs.Move(ctx, mark(j.command))
+	times := slices.Sorted(maps.Values(j.frozen))
+	if n := len(times); n > 0 {
+		detail = fmt.Sprintf("%d VMs were frozen for %v at most, %v in the median", n, times[n-1].Round(time.Microsecond), times[n/2].Round(time.Microsecond))
+	}
+	return detail, err
 }
 
 // resetKernel brings the host to its next boot. It returns nil in that boot.
@@ -173,7 +192,7 @@ func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
 	m := mark(j.command)
 	err := r.do(ctx, limited, j, stepLoad, func() (string, error) { return "", r.cfg.Kernel.Load(limited, m) })
 	if err == nil {
-		err = r.do(ctx, limited, j, stepSave, func() (string, error) { return r.cfg.VMs.Save(limited, m) })
+		err = r.do(ctx, limited, j, stepSave, func() (string, error) { return "", r.cfg.VMs.Save(limited, m) })
 	}
 	if err == nil {
 		err = r.do(ctx, limited, j, stepReset, func() (string, error) {

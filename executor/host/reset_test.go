@@ -50,37 +50,37 @@ func (w *world) enter() error {
 
 func (w *world) Check(context.Context) error { return w.check }
 
-func (w *world) Move(_ context.Context, mark string) (string, error) {
+func (w *world) Move(_ context.Context, mark string) (map[string]time.Duration, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.enter(); err != nil {
-		return "", err
+		return nil, err
 	}
 	if w.plan != "" {
-		return "", errors.New("an earlier plan is there")
+		return nil, errors.New("an earlier plan is there")
 	}
 	w.plan = mark
 	for i := range w.moves {
 		w.moves[i]++
 	}
 	w.out[0] = w.loses
-	return "moved", w.move
+	return map[string]time.Duration{"vm0": time.Second}, w.move
 }
 
-func (w *world) Save(_ context.Context, mark string) (string, error) {
+func (w *world) Save(_ context.Context, mark string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.enter(); err != nil {
-		return "", err
+		return err
 	}
 	if w.plan != "" {
-		return "", errors.New("an earlier plan is there")
+		return errors.New("an earlier plan is there")
 	}
 	if w.save != nil {
-		return "", w.save
+		return w.save
 	}
 	w.plan, w.out[0], w.out[1] = mark, true, true
-	return "saved", nil
+	return nil
 }
 
 func (w *world) Saved() (bool, error) {
@@ -257,6 +257,9 @@ func TestReset(t *testing.T) {
 			}
 			if want := map[bool][2]int{false: {0, 1}, true: {1, 0}}[kexec]; w.resets != want[0] || w.moves[0] != want[1] {
 				t.Errorf("%d resets, moved %d times", w.resets, w.moves[0])
+			}
+			if g := rep.GuestsAfter[0].MaxGapSeconds; !kexec && g != 1 || kexec && g < 1 {
+				t.Errorf("frozen for %v s", g)
 			}
 			// The token survives the reset.
 			if rep := b.through(w, kexec, immortal(), b.resetCommand("old", 2)); rep.Result != fleet.ResultRefused {

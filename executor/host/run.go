@@ -502,6 +502,9 @@ func (r *Runner) conclude(ctx context.Context, j *job, failure error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	for i := range after {
+		after[i].MaxGapSeconds = max(after[i].MaxGapSeconds, j.frozen[after[i].ID].Seconds())
+	}
 	if _, counted := j.step(stepCountAfter); !counted {
 		rep := r.end(step, count(after), err)
 		rep.GuestsAfter = after

@@ -82,7 +82,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Diagnostics: diagnostics, Reports: b,
 		Units: names, DryRun: !c.Act, Log: log,
 	}
-	offerReset(&carry, c, dir, hypervisor, log)
+	OfferReset(&carry, c, dir, log)
 	runner, err := host.New(carry)
 	if err != nil {
 		return err

@@ -55,40 +55,26 @@ func (p preserved) Check(ctx context.Context) error {
 	return err
 }
 
-func (p preserved) Move(ctx context.Context, mark string) (string, error) {
+func (p preserved) Move(ctx context.Context, mark string) (map[string]time.Duration, error) {
 	p.guests.mu.Lock()
 	defer p.guests.mu.Unlock()
 	plan, err := p.preserver.Check(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	plan.ID = mark
-	moved, err := p.preserver.Move(ctx, plan)
-	var frozen []time.Duration
-	for _, m := range moved {
-		frozen = append(frozen, m.Frozen)
-	}
-	if len(frozen) == 0 {
-		return "there are no VMs", err
-	}
-	slices.Sort(frozen)
-	return fmt.Sprintf("%d VMs have a new QEMU; they were frozen for %v at most, %v in the median", len(frozen),
-		frozen[len(frozen)-1].Round(time.Microsecond), frozen[len(frozen)/2].Round(time.Microsecond)), err
+	return p.preserver.Move(ctx, plan)
 }
 
-func (p preserved) Save(ctx context.Context, mark string) (string, error) {
+func (p preserved) Save(ctx context.Context, mark string) error {
 	p.guests.mu.Lock()
 	defer p.guests.mu.Unlock()
 	plan, err := p.preserver.Check(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
 	plan.ID = mark
-	begin := time.Now()
-	if err := p.preserver.Save(ctx, plan); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%d VMs in %v", len(plan.Guests), time.Since(begin).Round(time.Millisecond)), nil
+	return p.preserver.Save(ctx, plan)
 }
 
 func (p preserved) Saved() (bool, error) {
@@ -150,9 +136,10 @@ func volatile(path string) bool {
 	}
 }
 
-// offerReset puts a preserving reset into the runner's configuration, if it can be done.
+// OfferReset puts a preserving reset into the runner's configuration, if it can be done.
 // What an earlier run left out is brought back in any case.
-func offerReset(cfg *host.Config, c config.Agent, dir string, guests *serial, log *slog.Logger) {
+func OfferReset(cfg *host.Config, c config.Agent, dir string, log *slog.Logger) {
+	guests, _ := cfg.Guests.(*serial)
 	vms := newPreserved(c, dir, guests)
 	out, err := vms.Saved()
 	missing := missingForReset(c, dir)

@@ -5,6 +5,9 @@ import (
 	"fmt"
 )
 
+// patternKey, exclusive-or its address, is what each word of RAM has.
+const patternKey = 0x5a5aa5a5
+
 // BootSector is a guest in 512 bytes. It fills its RAM from 1 MiB up to mib MiB with
 // a pattern (each word its address, exclusive-or a constant), and then, 100 times a
 // second, verifies the next 64 KiB of it and prints a line on the first serial port:
@@ -20,7 +23,7 @@ func BootSector(mib int) ([]byte, error) {
 		return nil, fmt.Errorf("boot sector: %d MiB of RAM: 2 to 3072 are possible", mib)
 	}
 	const (
-		key   = 0x5a5aa5a5
+		key   = patternKey
 		first = 1 << 20
 	)
 	end := uint32(mib) << 20

@@ -2,6 +2,7 @@ package rigtest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,16 @@ func StartQEMU(t *testing.T, dir, id string, mib int, edit ...func(arg string) s
 	if err := os.WriteFile(image, sector, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	out, in := io.Pipe()
+	q := StartMachine(t, dir, id, mib, in, []string{"-drive", "file=" + image + ",format=raw,if=floppy,readonly=on"}, edit...)
+	q.Watch = NewWatch(out)
+	return q
+}
+
+// StartMachine is StartQEMU for any guest, which the arguments describe. What it says
+// on its first serial port goes to console.
+func StartMachine(t *testing.T, dir, id string, mib int, console io.Writer, args []string, edit ...func(arg string) string) *QEMU {
+	t.Helper()
 	memory, err := os.CreateTemp(memoryDir, "guest-"+id+"-*")
 	if err != nil {
 		t.Fatal(err)
@@ -52,28 +63,28 @@ func StartQEMU(t *testing.T, dir, id string, mib int, edit ...func(arg string) s
 	if err != nil {
 		t.Fatal(err)
 	}
-	q := &QEMU{ID: id, Memory: memory.Name(), t: t, Args: []string{
+	q := &QEMU{ID: id, Memory: memory.Name(), t: t, Args: append([]string{
 		"qemu-system-x86_64", "-name", id, "-accel", "tcg", "-machine", "pc-i440fx-7.2,memory-backend=ram", "-m", strconv.Itoa(mib),
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", mib, memory.Name()),
-		"-display", "none", "-nodefaults", "-monitor", "none", "-drive", "file=" + image + ",format=raw,if=floppy,readonly=on",
+		"-display", "none", "-nodefaults", "-monitor", "none",
 		"-serial", "unix:" + serial.Addr().String(), "-qmp", "unix:" + filepath.Join(dir, id+".qmp") + ",server=on,wait=off",
-	}}
+	}, args...)}
 	for i := range q.Args {
 		for _, e := range edit {
 			q.Args[i] = e(q.Args[i])
 		}
 	}
-	out, in := io.Pipe()
-	q.Watch = NewWatch(out)
 	go func() {
 		// Each QEMU that carries the guest connects anew.
 		for {
 			c, err := serial.Accept()
 			if err != nil {
-				in.Close()
+				if p, ok := console.(io.Closer); ok {
+					p.Close()
+				}
 				return
 			}
-			io.Copy(in, c)
+			io.Copy(console, c)
 			c.Close()
 		}
 	}()
@@ -116,6 +127,29 @@ func (q *QEMU) PIDs() []int {
 		}
 	}
 	return out
+}
+
+// Corrupt counts the words of the guest's RAM that are not as a [BootSector] guest
+// filled it, looking at all of it from outside. mib is its size.
+func (q *QEMU) Corrupt(mib int) int {
+	q.t.Helper()
+	f, err := os.Open(q.Memory)
+	if err != nil {
+		q.t.Fatal(err)
+	}
+	defer f.Close()
+	wrong, chunk := 0, make([]byte, 1<<20)
+	for at := 1 << 20; at < mib<<20; at += len(chunk) {
+		if _, err := f.ReadAt(chunk, int64(at)); err != nil {
+			q.t.Fatal(err)
+		}
+		for i := 0; i < len(chunk); i += 4 {
+			if binary.LittleEndian.Uint32(chunk[i:]) != uint32(at+i)^patternKey {
+				wrong++
+			}
+		}
+	}
+	return wrong
 }
 
 // AwaitTicks waits until the guest ticked n times more, at most for limit.

@@ -15,13 +15,6 @@ import (
 	"time"
 )
 
-// Moved is a guest that has a new QEMU.
-type Moved struct {
-	ID string
-	// Frozen is for how long it did not run.
-	Frozen time.Duration
-}
-
 // batch is for how many guests the new processes are started at once.
 const batch = 16
 
@@ -31,8 +24,9 @@ const batch = 16
 // its old process, and the error says why; one that can go on in neither is kept
 // as it is, for [Preserver.Resume].
 //
-// A guest's way, once begun, is finished even if ctx ends.
-func (p *Preserver) Move(ctx context.Context, plan Plan) ([]Moved, error) {
+// A guest's way, once begun, is finished even if ctx ends. It returns for how long each
+// guest that has a new process did not run, by its ID.
+func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Duration, error) {
 	if err := p.writePlan(plan); err != nil {
 		return nil, err
 	}
@@ -40,7 +34,7 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) ([]Moved, error) {
 		return nil, err
 	}
 	slots := make(chan struct{}, max(1, runtime.NumCPU()))
-	var moved []Moved
+	moved := map[string]time.Duration{}
 	var errs []error
 	for guests := range slices.Chunk(plan.Guests, batch) {
 		if err := ctx.Err(); err != nil {
@@ -54,6 +48,8 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) ([]Moved, error) {
 			if g.Next == "" {
 				return nil
 			}
+			slots <- struct{}{}
+			defer func() { <-slots }()
 			started[i] = p.stage(context.WithoutCancel(ctx), g)
 			return p.station("launched")
 		})
@@ -72,7 +68,7 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) ([]Moved, error) {
 				c.Close()
 			}
 			if frozen[i] > 0 {
-				moved = append(moved, Moved{guests[i].ID, frozen[i]})
+				moved[guests[i].ID] = frozen[i]
 			}
 		}
 		errs = append(errs, err)
@@ -169,21 +165,44 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 		// The new process must have let go of the disks before the old one goes on.
 		return 0, errors.Join(fmt.Errorf("it goes on in its old QEMU: %w", err), abandon(), p.goOn(old, g))
 	}
-	if err := p.leave(long, old, g); err != nil {
-		return 0, err
-	}
-	if next != nil {
-		if err := os.Rename(g.Next, p.socket(g.ID)); err != nil {
+	if next == nil {
+		if err := p.leave(long, old, g); err != nil {
 			return 0, err
 		}
-		err = p.goOn(next, g)
-	} else {
-		err = p.bring(long, g)
+		if err := p.bring(long, g); err != nil {
+			return 0, err
+		}
+		return time.Since(begin), nil
 	}
-	if err != nil {
+	// From here on the new process has the guest. The old one has let go of everything
+	// and need not end in an orderly way, which takes longer the more RAM it has mapped.
+	if err := p.handOver(g); err != nil {
 		return 0, err
 	}
-	return time.Since(begin), p.station("resumed")
+	if err := p.station("ended"); err != nil {
+		return 0, err
+	}
+	if err := p.goOn(next, g); err != nil {
+		return 0, err
+	}
+	frozen := time.Since(begin)
+	if err := p.station("resumed"); err != nil {
+		return frozen, err
+	}
+	return frozen, p.gone(long, g)
+}
+
+// handOver ends a guest's old process and gives its socket to the new one, which is
+// the point from which the new one has the guest.
+func (p *Preserver) handOver(g Preserved) error {
+	if alive, err := p.alive(g); err != nil {
+		return err
+	} else if alive {
+		if err := syscall.Kill(g.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return os.Rename(g.Next, p.socket(g.ID))
 }
 
 // leave ends a guest's old process.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,7 +55,7 @@ func (p *Preserver) resume(ctx context.Context, g Preserved, arrived bool) error
 		return err
 	}
 	if g.Next != "" {
-		if err := p.settle(ctx, g, alive); err != nil {
+		if alive, err = p.settle(ctx, g, alive); err != nil {
 			return err
 		}
 	}
@@ -89,35 +90,50 @@ func (p *Preserver) resume(ctx context.Context, g Preserved, arrived bool) error
 	return p.bring(ctx, g)
 }
 
-// settle decides between two processes that a crash left: the old one has the guest as
-// long as it is there, since a new one goes on only after that.
-func (p *Preserver) settle(ctx context.Context, g Preserved, alive bool) error {
+// settle decides between two processes that a crash left: the new one has the guest if
+// it has its socket. It tells whether the old one is alive then.
+func (p *Preserver) settle(ctx context.Context, g Preserved, alive bool) (bool, error) {
 	args := replaceSocket(g.Args, p.socket(g.ID), g.Next)
 	if args == nil {
-		return errors.New("the plan does not fit its arguments")
+		return alive, errors.New("the plan does not fit its arguments")
 	}
 	pids, err := p.find(waiting(args))
 	if err != nil {
-		return err
+		return alive, err
 	}
 	for _, pid := range pids {
-		if !alive {
-			if _, err := os.Lstat(g.Next); errors.Is(err, os.ErrNotExist) {
-				return nil // it has its place already
+		_, err := os.Lstat(g.Next)
+		switch {
+		case listener(p.socket(g.ID)) == pid:
+			// The old one was killed, and may take its time.
+			if alive {
+				if err := p.end(ctx, g.PID); err != nil {
+					return alive, err
+				}
 			}
-			if err := os.Rename(g.Next, p.socket(g.ID)); err != nil {
-				return err
-			}
-			return nil
+			return false, nil
+		case !alive && err == nil:
+			return false, os.Rename(g.Next, p.socket(g.ID))
 		}
 		if err := p.end(ctx, pid); err != nil {
-			return err
+			return alive, err
 		}
 	}
 	if err := os.Remove(g.Next); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return alive, err
 	}
-	return nil
+	return alive, nil
+}
+
+// listener is the process that listens at a socket, 0 if there is none.
+func listener(path string) int {
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		return 0
+	}
+	defer c.Close()
+	pid, _ := (&Conn{c: c}).peer()
+	return pid
 }
 
 // answers waits until a guest's new QEMU answers, or has ended.
