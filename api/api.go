@@ -27,6 +27,8 @@ import (
 type HostView struct {
 	fleet.Host
 	Prediction *fleet.Prediction `json:"prediction,omitempty"`
+	// Cordon is set while no VM may be moved to the host.
+	Cordon *fleet.Cordon `json:"cordon,omitempty"`
 }
 
 // Point is one value of a series, the mean over a step that begins at Time.
@@ -47,6 +49,12 @@ type Event struct {
 type Hosts interface {
 	Hosts(ctx context.Context) ([]HostView, error)
 	Host(ctx context.Context, id fleet.HostID) (HostView, error)
+}
+
+// Cordons keep VMs from being moved to hosts. who is the caller.
+type Cordons interface {
+	Cordon(ctx context.Context, host fleet.HostID, reason, who string) (fleet.Cordon, error)
+	Uncordon(ctx context.Context, host fleet.HostID, who string) (fleet.Cordon, error)
 }
 
 // Telemetry is the history of series. A step of 0 asks for every value.
@@ -164,6 +172,7 @@ type Status interface {
 // Fleet is all that the server shows.
 type Fleet interface {
 	Hosts
+	Cordons
 	Telemetry
 	Recommendations
 	Executions

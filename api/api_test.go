@@ -245,6 +245,9 @@ func TestEveryRouteAnswers(t *testing.T) {
 		{"GET", "/api/v1/policy", "", 200, []any{"refused", "reason"}, "line 3: mode"},
 		{"GET", "/api/v1/policy/explain?host=sim-host1&action=recycle", "", 200, []any{"explanations", 0, "reasons", 0}, "it needs the approval of a person"},
 		{"GET", "/api/v1/policy/explain?host=sim-host1&approved=true", "", 200, []any{"explanations", 0, "allowed"}, true},
+		{"POST", "/api/v1/hosts/sim-host1/cordon", `{"reason":"new memory"}`, 201, []any{"reason"}, "new memory"},
+		{"GET", "/api/v1/hosts/sim-host1", "", 200, []any{"cordon", "by"}, "local"},
+		{"DELETE", "/api/v1/hosts/sim-host1/cordon", "", 200, []any{"lifted_by"}, "local"},
 		{"POST", "/api/v1/freezes", `{"host":"sim-host1","reason":"look at it","seconds":60}`, 201, []any{"by"}, "local"},
 		{"GET", "/api/v1/freezes", "", 200, []any{"freezes", 0, "reason"}, "look at it"},
 		{"DELETE", "/api/v1/freezes/01J3FREEZE0", "", 200, []any{"host"}, "sim-host1"},
@@ -340,6 +343,8 @@ var access = map[string]Role{
 	"GET /api/v1/policy":                       RoleViewer,
 	"GET /api/v1/policy/explain":               RoleViewer,
 	"GET /api/v1/freezes":                      RoleViewer,
+	"POST /api/v1/hosts/:id/cordon":            RoleOperator,
+	"DELETE /api/v1/hosts/:id/cordon":          RoleOperator,
 	"POST /api/v1/freezes":                     RoleOperator,
 	"DELETE /api/v1/freezes/:id":               RoleApprover,
 	"GET /api/v1/deadletters":                  RoleViewer,
@@ -380,6 +385,8 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 		switch r.Method + " " + r.Path {
 		case "POST /api/v1/freezes":
 			body = `{"fleet":true,"reason":"look"}`
+		case "POST /api/v1/hosts/:id/cordon":
+			body = `{"reason":"look"}`
 		case "DELETE /api/v1/freezes/:id":
 			id = "01J3FREEZE"
 		}
@@ -395,6 +402,7 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			*s.fake.rec(recPending) = newFake().recs[0]
 			s.fake.bundle = io.NopCloser(strings.NewReader("bundle"))
 			s.fake.frozen = []fleet.Freeze{{ID: "01J3FREEZE"}}
+			s.fake.hosts[1].Cordon = &fleet.Cordon{Host: simHost, Simulated: true}
 			s.fake.mu.Unlock()
 			var header []string
 			if role != "" {
@@ -524,6 +532,9 @@ func TestBadRequests(t *testing.T) {
 		"explain no action":        {"GET", "/api/v1/policy/explain?host=sim-host1&action=explode", "", 400, "explode"},
 		"explain none":             {"GET", "/api/v1/policy/explain?host=sim-host1&action=none", "", 400, "none"},
 		"explain half approved":    {"GET", "/api/v1/policy/explain?host=sim-host1&approved=perhaps", "", 400, "true or false"},
+		"cordon nothing":           {"POST", "/api/v1/hosts/nope/cordon", `{"reason":"x"}`, 404, "no host"},
+		"cordon without a reason":  {"POST", "/api/v1/hosts/sim-host1/cordon", `{"reason":" "}`, 400, "reason must say why"},
+		"lift no cordon":           {"DELETE", "/api/v1/hosts/sim-host1/cordon", "", 404, "not cordoned"},
 		"freeze nothing":           {"POST", "/api/v1/freezes", `{"reason":"x"}`, 400, "one of host, fault_domain and fleet"},
 		"freeze two":               {"POST", "/api/v1/freezes", `{"fleet":true,"host":"sim-host1","reason":"x"}`, 400, "one of host"},
 		"freeze without a reason":  {"POST", "/api/v1/freezes", `{"fleet":true}`, 400, "reason must say why"},

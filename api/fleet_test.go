@@ -295,3 +295,24 @@ func (f *fake) RetryDeadLetter(ctx context.Context, id, _ string) error {
 	_, err := f.DeadLetter(ctx, id)
 	return err
 }
+
+func (f *fake) Cordon(_ context.Context, host fleet.HostID, reason, who string) (fleet.Cordon, error) {
+	defer f.lock()()
+	i := slices.IndexFunc(f.hosts, func(h HostView) bool { return h.ID == host })
+	if i < 0 {
+		return fleet.Cordon{}, fmt.Errorf("there is no host %q: %w", host, ErrNotFound)
+	}
+	f.hosts[i].Cordon = &fleet.Cordon{Host: host, Simulated: f.hosts[i].Simulated, Since: epoch, By: who, Reason: reason}
+	return *f.hosts[i].Cordon, f.err
+}
+
+func (f *fake) Uncordon(_ context.Context, host fleet.HostID, who string) (fleet.Cordon, error) {
+	defer f.lock()()
+	i := slices.IndexFunc(f.hosts, func(h HostView) bool { return h.ID == host && h.Cordon != nil })
+	if i < 0 {
+		return fleet.Cordon{}, fmt.Errorf("host %q is not cordoned: %w", host, ErrNotFound)
+	}
+	c := *f.hosts[i].Cordon
+	f.hosts[i].Cordon, c.Lifted, c.LiftedBy = nil, epoch, who
+	return c, f.err
+}

@@ -109,3 +109,36 @@ func (s *Server) lift(c echo.Context) error {
 	}
 	return c.JSON(http.StatusOK, f)
 }
+
+func (s *Server) cordon(c echo.Context) error {
+	id := fleet.HostID(c.Param("id"))
+	if err := id.Validate(); err != nil {
+		return invalid("%v", err)
+	}
+	var body struct {
+		Reason string `json:"reason"`
+	}
+	if err := decode(c, &body, false); err != nil {
+		return err
+	}
+	if strings.TrimSpace(body.Reason) == "" || len(body.Reason) > 4096 {
+		return invalid("reason must say why, in 1 to 4096 bytes: it goes into the audit trail")
+	}
+	cordon, err := s.cfg.Fleet.Cordon(c.Request().Context(), id, body.Reason, c.Get("identity").(Identity).Name)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusCreated, cordon)
+}
+
+func (s *Server) uncordon(c echo.Context) error {
+	id := fleet.HostID(c.Param("id"))
+	if err := id.Validate(); err != nil {
+		return invalid("%v", err)
+	}
+	cordon, err := s.cfg.Fleet.Uncordon(c.Request().Context(), id, c.Get("identity").(Identity).Name)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, cordon)
+}

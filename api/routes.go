@@ -64,6 +64,8 @@ func New(cfg Config) (*Server, error) {
 	g.GET("/hosts/:id", s.host, view)
 	g.GET("/hosts/:id/prediction", s.prediction, view)
 	g.GET("/hosts/:id/telemetry", s.telemetry, view)
+	g.POST("/hosts/:id/cordon", s.cordon, operate)
+	g.DELETE("/hosts/:id/cordon", s.uncordon, operate)
 	g.GET("/recommendations", s.recommendations, view)
 	g.GET("/recommendations/:id", s.recommendation, view)
 	g.POST("/recommendations/:id/approve", s.decide(cfg.Fleet.Approve), approve)

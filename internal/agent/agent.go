@@ -32,7 +32,10 @@ type Options struct {
 	Sample func(context.Context) (fleet.Sample, error)
 	// Guests may be nil where the host has no VMs that could be counted.
 	Guests Guests
-	Runner *host.Runner
+	// Changed, if not nil, says when a guest changed, so that the control plane hears of
+	// it at once.
+	Changed <-chan struct{}
+	Runner  *host.Runner
 	// Spool, if not nil, keeps samples on disk while the bus is away. Without it they
 	// wait in memory only.
 	Spool *spool.Spool
@@ -116,6 +119,7 @@ func (o *Options) announcing(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-wait:
+		case <-o.Changed:
 		case <-soon:
 		}
 	}

@@ -22,7 +22,7 @@ type Capability struct {
 }
 
 // probes are asked by [Probe], in this order.
-var probes = []func(ctx context.Context, c config.Agent, dir string, log *slog.Logger) Capability{probeRecycle, probeDiagnose, probeReset}
+var probes = []func(ctx context.Context, c config.Agent, dir string, log *slog.Logger) Capability{probeRecycle, probeDiagnose, probeReset, probeMigrate}
 
 // Probe says what this host can do, and what is missing for the rest. It changes
 // nothing. dir is the agent's data directory, which need not be there.

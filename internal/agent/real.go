@@ -61,6 +61,13 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		hypervisor = &serial{guests: qmp.New(c.Guests.QMPDir)}
 		guests = hypervisor
 	}
+	virt, err := newLibvirt(c)
+	if err != nil {
+		return err
+	}
+	if virt != nil {
+		guests = virt
+	}
 	health := &healthWatch{check: services.Healthy}
 	cfg := collector.Config{Host: id, Interval: c.Interval.D(), Units: names, UnitHealth: health.latest}
 	if len(names) > 0 {
@@ -68,6 +75,9 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	}
 	if hypervisor != nil {
 		cfg.VMs = vms{hypervisor}
+	}
+	if virt != nil {
+		cfg.VMs = libvirtVMs{virt}
 	}
 	sampler, err := collector.New(cfg)
 	if err != nil {
@@ -83,6 +93,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		Units: names, DryRun: !c.Act, Log: log,
 	}
 	OfferReset(&carry, c, dir, log)
+	offerMigration(&carry, c, virt)
 	runner, err := host.New(carry)
 	if err != nil {
 		return err
@@ -103,8 +114,14 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	defer wg.Wait()
 	defer stop()
 	hung := make(map[string]bool)
+	self := fleet.Host{ID: id, FaultDomain: c.FaultDomain, Version: version, DryRun: !c.Act, Actions: runner.Actions(), Units: names}
+	describe(&self, c)
+	var changed <-chan struct{}
+	if virt != nil {
+		changed = changes(ctx, virt, log)
+	}
 	return Run(ctx, Options{
-		Host:     fleet.Host{ID: id, FaultDomain: c.FaultDomain, Version: version, DryRun: !c.Act, Actions: runner.Actions(), Units: names},
+		Host: self, Changed: changed,
 		Interval: c.Interval.D(), Bus: b, Guests: guests, Runner: runner, Spool: kept, Log: log,
 		Sample: func(ctx context.Context) (fleet.Sample, error) {
 			s, reports := sampler.Sample(ctx)

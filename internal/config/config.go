@@ -99,6 +99,37 @@ type Agent struct {
 	Units  []Unit `yaml:"units"`
 	Guests Guests `yaml:"guests"`
 	Reset  Reset  `yaml:"reset"`
+	// Address is where other hosts reach this one, a name or an IP address; "" means by
+	// its name.
+	Address string  `yaml:"address"`
+	Migrate Migrate `yaml:"migrate"`
+}
+
+// Migrate is live migration. It is not offered unless URI is set.
+type Migrate struct {
+	// URI is how the libvirt daemon of another host is reached, with {host} for its
+	// address, for example "qemu+tls://{host}/system". The daemons on both sides use it,
+	// and so does the agent, which looks on both sides where a VM is.
+	URI string `yaml:"uri"`
+	// DataURI is where VMs' memory is sent, for example "tcp://{host}"; "" leaves that to
+	// libvirt, which uses the target's host name.
+	DataURI string `yaml:"data_uri"`
+	// BandwidthMiB limits what all moves of this host send, in MiB a second; 0 means no
+	// limit. Parallel is how many VMs are moved at a time.
+	BandwidthMiB int `yaml:"bandwidth_mib"`
+	Parallel     int `yaml:"parallel"`
+	// AutoConverge slows down a VM that writes its memory faster than it can be sent.
+	AutoConverge bool `yaml:"auto_converge"`
+	// PostCopyAfter lets a VM run on the target before all of its memory is there, when
+	// its move has taken so long. A failure after that loses the VM; 0 never does it.
+	PostCopyAfter Duration `yaml:"post_copy_after"`
+	// TLS encrypts VMs' memory on its way.
+	TLS bool `yaml:"tls"`
+	// Shared lists directories and devices that all hosts have in common. VMs whose disks
+	// lie elsewhere, and not on a network file system, are not moved.
+	Shared []string `yaml:"shared"`
+	// Accept allows VMs of other hosts to be moved here.
+	Accept bool `yaml:"accept"`
 }
 
 // The modes of a preserving reset.
@@ -145,6 +176,9 @@ type Health struct {
 type Guests struct {
 	// QMPDir holds one QMP socket (*.qmp or *.sock) for each QEMU guest.
 	QMPDir string `yaml:"qmp_dir"`
+	// Libvirt is the socket of the libvirt daemon, for example
+	// /run/libvirt/libvirt-sock, or a libvirt URI. Give it or QMPDir, not both.
+	Libvirt string `yaml:"libvirt"`
 }
 
 // Model is prediction.
@@ -197,7 +231,8 @@ func Default() Config {
 		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
-			Reset: Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
+			Migrate: Migrate{Parallel: 2, AutoConverge: true},
+			Reset:   Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
 		Model:  Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: DefaultPolicy(),
@@ -287,6 +322,24 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Agent.Reset.VMTimeout.D(); d < time.Second || d > 5*time.Minute {
 		bad("agent.reset.vm_timeout: %v is out of range: 1s to 5m", d)
+	}
+	if g := c.Agent.Guests; g.QMPDir != "" && g.Libvirt != "" {
+		bad("agent.guests: give qmp_dir or libvirt, not both: each VM would be counted twice")
+	}
+	switch m := c.Agent.Migrate; {
+	case m.URI != "" && !strings.Contains(m.URI, "{host}"):
+		bad("agent.migrate.uri: %q does not say where the target's address goes: write {host}, as in qemu+tls://{host}/system", m.URI)
+	case m.DataURI != "" && !strings.Contains(m.DataURI, "{host}"):
+		bad("agent.migrate.data_uri: %q does not say where the target's address goes: write {host}, as in tcp://{host}", m.DataURI)
+	case m.Parallel < 1 || m.Parallel > 64:
+		bad("agent.migrate.parallel: %d is out of range: 1 to 64", m.Parallel)
+	case m.BandwidthMiB < 0 || m.BandwidthMiB > 1<<20:
+		bad("agent.migrate.bandwidth_mib: %d is out of range: 0 to %d", m.BandwidthMiB, 1<<20)
+	}
+	for i, s := range c.Agent.Migrate.Shared {
+		if !strings.HasPrefix(s, "/") {
+			bad("agent.migrate.shared[%d]: %q is not an absolute path", i, s)
+		}
 	}
 	for i, u := range c.Agent.Units {
 		if !strings.Contains(u.Name, ".") || strings.ContainsAny(u.Name, "/ \t\n{}") {

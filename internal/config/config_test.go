@@ -11,7 +11,7 @@ func TestDefaultsAreValidAndSafe(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if c.Policy.Mode != "approve" || c.Agent.Act || c.Bus.Listen != "" || !strings.HasPrefix(c.API.Listen, "127.0.0.1:") {
+	if c.Policy.Mode != "approve" || c.Agent.Act || c.Agent.Migrate.URI != "" || c.Agent.Migrate.Accept || c.Bus.Listen != "" || !strings.HasPrefix(c.API.Listen, "127.0.0.1:") {
 		t.Errorf("an empty configuration must act on nothing and listen on loopback alone: %+v", c)
 	}
 }
@@ -49,6 +49,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
 		{"mode of a reset", "agent: {reset: {mode: warm}}", "hypervisor or kexec"},
 		{"time of a reset", "agent: {reset: {vm_timeout: 10m}}", "agent.reset.vm_timeout"},
+		{"two hypervisors", "agent: {guests: {qmp_dir: /a, libvirt: /b}}", "not both"},
+		{"migration without a target", "agent: {migrate: {uri: 'qemu+tls://h/system'}}", "{host}"},
+		{"no migration at a time", "agent: {migrate: {parallel: 0}}", "agent.migrate.parallel"},
+		{"shared somewhere", "agent: {migrate: {shared: [vms]}}", "absolute path"},
 		{"host name", "agent: {host: 'a b'}", "agent.host"},
 		{"not a unit", "agent: {units: [{name: libvirtd}]}", "libvirtd.service"},
 		{"two health checks", "agent: {units: [{name: a.service, health: {tcp: 'a:1', http: 'http://a'}}]}", "give one of"},

@@ -42,6 +42,9 @@ type Policy struct {
 	// EvidenceMaxAge is how old the newest sample of a host may be when an
 	// action on it begins.
 	EvidenceMaxAge Duration `yaml:"evidence_max_age"`
+	// UncordonAfter is how long a host must be healthy without a break before its cordon
+	// is lifted and VMs may be moved to it again; 0 leaves that to a person.
+	UncordonAfter Duration `yaml:"uncordon_after"`
 	// Cooldown is the least time between two executions on a host.
 	Cooldown Duration `yaml:"cooldown"`
 	// MaxConcurrent and MaxConcurrentPerDomain limit the actions under way.
@@ -95,7 +98,8 @@ type Window struct {
 func DefaultPolicy() Policy {
 	return Policy{
 		Version: PolicyVersion, Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
-		Cooldown: Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
+		UncordonAfter: Duration(10 * time.Minute),
+		Cooldown:      Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
 		StormHosts: 5, StormRatio: 0.2,
 		CrashSeconds: 300, HandOverSeconds: 120,
 	}

@@ -72,6 +72,7 @@ func (h *hosts) announce(ctx context.Context, said fleet.Host) {
 
 func changed(a, b fleet.Host) bool {
 	return a.FaultDomain != b.FaultDomain || a.Simulated != b.Simulated || a.Version != b.Version || a.DryRun != b.DryRun ||
+		a.Address != b.Address || a.CPU != b.CPU || a.MemoryBytes != b.MemoryBytes || a.AcceptsVMs != b.AcceptsVMs ||
 		!slices.Equal(a.VMs, b.VMs) || !slices.Equal(a.Actions, b.Actions) || !slices.Equal(a.Units, b.Units)
 }
 

@@ -58,6 +58,7 @@ type Plane struct {
 	surroundings surroundings
 	executions   *bus.Table[executor.Record]
 	coordinator  *executor.Coordinator
+	cordons      *cordons
 	history      history
 	ingest       *ingest
 	events       *events
@@ -136,6 +137,15 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		return err
 	}
 	p.recommender = newRecommender(recommendations, p.audit, p.policies.current, p.log)
+	cordonTable, err := bus.OpenTable(ctx, p.bus, "CORDONS", func(id string, c fleet.Cordon) { p.events.emit("cordon", id, c) })
+	if err != nil {
+		return err
+	}
+	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
+		p.log.Warn("a sample was not scored", "host", id, "err", err)
+	})
+	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
+	p.cordons = &cordons{table: cordonTable, audit: p.audit, policies: p.policies, predictions: p.predictions, log: p.log, well: make(map[fleet.HostID]time.Time)}
 	p.executions, err = bus.OpenTable(ctx, p.bus, "EXECUTIONS", func(id string, r executor.Record) { p.executed(ctx, r.Execution) })
 	if err != nil {
 		return err
@@ -150,13 +160,9 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
-		p.log.Warn("a sample was not scored", "host", id, "err", err)
-	})
-	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
 	p.coordinator, err = executor.New(executor.Config{
 		Store: store{p.executions}, Commands: p.bus, Leases: held,
-		Guard: p.surroundings, Audit: p.audit, Log: p.log,
+		Guard: p.surroundings, Placement: placer{p.policies, p.hosts, p.predictions, p.cordons}, Audit: p.audit, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -199,6 +205,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	part("disk space", p.bus.WatchSpace)
 	part("policy", p.policies.watch)
 	part("storm brake", p.brake)
+	part("cordons", p.cordons.watch)
 	part("hosts", func(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
 	})
@@ -265,6 +272,7 @@ func (p *Plane) executed(ctx context.Context, e fleet.Execution) {
 		p.predictions.recovered(e.Host)
 	}
 	p.recommender.finished(ctx, e)
+	p.cordons.ended(ctx, e)
 	if p.ended != nil {
 		p.ended(e)
 	}

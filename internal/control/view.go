@@ -41,6 +41,9 @@ func (p *Plane) view(h fleet.Host) api.HostView {
 	if prediction, _, ok := p.predictions.find(h.ID, p.policies.current().EvidenceMaxAge.D()); ok {
 		v.Prediction = &prediction
 	}
+	if cordon, ok := p.cordons.find(h.ID); ok {
+		v.Cordon = &cordon
+	}
 	return v
 }
 

@@ -260,3 +260,32 @@ type Freeze struct {
 	Since time.Time `json:"since"`
 	Until time.Time `json:"until,omitzero"`
 }
+
+// Cordon keeps VMs from being moved to a host until it has proved to be healthy.
+type Cordon struct {
+	Host      HostID    `json:"host"`
+	Simulated bool      `json:"simulated"`
+	Since     time.Time `json:"since"`
+	// By is a person, or "policy:automatic".
+	By     string `json:"by"`
+	Reason string `json:"reason"`
+	// Execution is the one after which it was cordoned, "" if a person did it.
+	Execution string `json:"execution,omitempty"`
+	// Lifted is when it ended; a host whose cordon has ended takes VMs again.
+	Lifted   time.Time `json:"lifted,omitzero"`
+	LiftedBy string    `json:"lifted_by,omitempty"`
+	// Power is what was done to the host's power meanwhile.
+	Power PowerState `json:"power,omitempty"`
+	// PowerDetail is a sentence for a person.
+	PowerDetail string `json:"power_detail,omitempty"`
+}
+
+// PowerState is where the power cycle of an emptied host stands.
+type PowerState string
+
+// The states of a power cycle. Intended means that nobody knows whether it happened.
+const (
+	PowerIntended PowerState = "intended"
+	PowerCycled   PowerState = "cycled"
+	PowerFailed   PowerState = "failed"
+)
