@@ -15,11 +15,25 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/datasets/nab"
 	"github.com/tardigrade-recovery/tardigrade/model/baseline"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
+	"github.com/tardigrade-recovery/tardigrade/model/univariate"
 )
 
 // nabDetectors make a detector of a new series: it is told the length of the probation in
 // rows, as the benchmark allows, and scores each value from 0 to 1.
 var nabDetectors = map[string]func(probation int) (observe func(t time.Time, value float64) float64, err error){
+	"default": func(probation int) (func(time.Time, float64) float64, error) {
+		d, err := univariate.New(univariate.Config{Learn: max(probation, 20)})
+		if err != nil {
+			return nil, err
+		}
+		return func(t time.Time, value float64) float64 {
+			_, expected := d.Observe(t, value)
+			if began, _ := d.Alarm(); !began {
+				return 0
+			}
+			return 1 / (1 + expected)
+		}, nil
+	},
 	"baseline": func(probation int) (func(time.Time, float64) float64, error) {
 		d, err := baseline.New(1, baseline.Config{Learn: max(probation, 20)})
 		if err != nil {
@@ -102,7 +116,7 @@ Detectors: ` + names + `.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", "", "`directory` of the benchmark")
-	f.StringVar(&detector, "detector", "baseline", "which detector: "+names)
+	f.StringVar(&detector, "detector", "default", "which detector: "+names)
 	f.StringVar(&scores, "scores", "", "judge the scores in this `directory` instead of a detector")
 	f.BoolVar(&files, "files", false, "print a line for each file, too")
 	f.BoolVar(&leave, "leave-one-out", false, "take for each folder the threshold that is best for the other ones")
