@@ -23,7 +23,7 @@ check: ## format, vet, staticcheck, tidy
 
 test: build ## install what the tests need, then run all of them
 	bash .ci/install-test-deps.sh
-	bash .ci/install-rig-kernel.sh
+	bash .ci/install-rig-c.sh
 	go test -shuffle=on -timeout 20m ./...
 
 e2e: build ## the end-to-end story on a real host with a real guest
@@ -41,6 +41,12 @@ rig-a: build ## real guests moved into new QEMU processes by the agent's runner
 	bash .ci/install-rig-kernel.sh
 	go test -count=1 -v ./internal/rig/a | tee .build/rig-a.log
 	@grep '^{"rig"' .build/rig-a.log
+
+rig-c: build ## a host in a VM whose kernel the agent resets under its guests
+	bash .ci/install-test-deps.sh
+	bash .ci/install-rig-c.sh
+	go test -count=1 -v ./internal/rig/c | tee .build/rig-c.log
+	@grep '^{"rig"' .build/rig-c.log
 
 clean: ## remove what was built
 	rm -rf bin .build

@@ -38,14 +38,18 @@ type Watch struct {
 	last  time.Time
 	err   error
 	moved chan struct{}
+	ended chan struct{}
 }
 
 // NewWatch reads from a guest's serial port until it ends.
 func NewWatch(serial io.Reader) *Watch {
-	w := &Watch{moved: make(chan struct{}, 1)}
+	w := &Watch{moved: make(chan struct{}, 1), ended: make(chan struct{})}
 	go w.read(serial)
 	return w
 }
+
+// End waits until the serial port has ended.
+func (w *Watch) End() { <-w.ended }
 
 func (w *Watch) read(serial io.Reader) {
 	lines := bufio.NewScanner(serial)
@@ -56,6 +60,7 @@ func (w *Watch) read(serial io.Reader) {
 		default:
 		}
 	}
+	defer close(w.ended)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err = lines.Err(); w.err == nil {

@@ -167,6 +167,9 @@ func (p *Preserver) bring(ctx context.Context, g Preserved) error {
 			return fmt.Errorf("its RAM is not in %s any more (%+v now, %+v before, %v); its state is kept in %s", m.Path, now, m, err, p.statePath(g.ID))
 		}
 	}
+	if err := os.MkdirAll(p.Sockets, 0o700); err != nil { // the reset took it away
+		return err
+	}
 	c, _, err := p.start(ctx, g, p.socket(g.ID))
 	if err != nil {
 		return fmt.Errorf("%w; its state is kept in %s", err, p.statePath(g.ID))
