@@ -35,6 +35,13 @@ func newPreserved(c config.Agent, dir string, guests *serial) preserved {
 	return preserved{guests, &qmp.Preserver{Sockets: c.Guests.QMPDir, Dir: resetDir(c, dir), Reset: c.Reset.Mode == config.ResetKexec, FullSave: c.Reset.FullSave, Timeout: c.Reset.VMTimeout.D()}}
 }
 
+// VMs is what a preserver takes out of the way of a reset, and the same VMs to be counted,
+// for an executor without an agent around it.
+func VMs(p *qmp.Preserver) (host.VMs, host.Guests) {
+	guests := &serial{guests: qmp.New(p.Sockets)}
+	return preserved{guests, p}, guests
+}
+
 // resetDir is where it is written down what becomes of the VMs.
 func resetDir(c config.Agent, dir string) string {
 	if c.Reset.Dir != "" {

@@ -22,6 +22,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/systemd"
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
 	"github.com/tardigrade-recovery/tardigrade/executor/journal"
+	"github.com/tardigrade-recovery/tardigrade/internal/agent"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
@@ -49,11 +50,11 @@ func TestMain(m *testing.M) {
 }
 
 // The ways to end at a write: before any of it is written, when half of it is, when it
-// is on disk, and a little later, in the midst of what follows it.
-var ways = []string{"before", "torn", "after", "during"}
+// is on disk, and so much later, in the midst of what follows it.
+var ways = []string{"before", "torn", "after", "3ms", "15ms", "40ms"}
 
-// midst is how long after a write "during" ends the process.
-const midst = 15 * time.Millisecond
+// station is the way to end at a station of the VMs' way instead of at a write.
+const station = "station"
 
 func die() {
 	syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -82,6 +83,19 @@ func newKiller(text string) (*killer, error) {
 // at tells whether this is the write to end at, in one of the given ways.
 func (c *killer) at(way string) bool { return c.k == 0 && c.way == way }
 
+// station is called as VMs reach one.
+func (c *killer) station(string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.way != station {
+		return nil
+	}
+	if c.k--; c.k == 0 {
+		die()
+	}
+	return nil
+}
+
 type killedFile struct {
 	journal.File
 	c *killer
@@ -90,7 +104,9 @@ type killedFile struct {
 func (f killedFile) WriteAt(p []byte, off int64) (int, error) {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	f.c.k--
+	if f.c.way != station {
+		f.c.k--
+	}
 	if f.c.at("before") {
 		die()
 	}
@@ -108,7 +124,7 @@ func (f killedFile) Sync() error {
 	if f.c.at("after") {
 		die()
 	}
-	if f.c.at("during") {
+	if midst, e := time.ParseDuration(f.c.way); e == nil && f.c.k == 0 {
 		time.AfterFunc(midst, die)
 	}
 	select {
@@ -160,8 +176,9 @@ func agentMain() error {
 	services := systemd.New(systemd.Config{Units: units, Log: quiet})
 	defer services.Close()
 	reports := toFile{filepath.Join(dir, "reports.jsonl"), make(chan struct{})}
+	vms, guests := agent.VMs(&qmp.Preserver{Sockets: os.Getenv(envQMP), Dir: filepath.Join(dir, "reset"), Station: kill.station})
 	cfg := host.Config{
-		Host: "h", Dir: filepath.Join(dir, "journal"), Services: services, Guests: qmp.New(os.Getenv(envQMP)), Reports: reports, Units: names,
+		Host: "h", Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, VMs: vms, Reports: reports, Units: names,
 		Stable: 30 * time.Millisecond, Log: quiet,
 	}
 	cfg.Journal.Wrap = func(f journal.File) journal.File { return killedFile{f, kill} }

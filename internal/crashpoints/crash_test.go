@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
@@ -92,6 +93,7 @@ func TestCrashPoints(t *testing.T) {
 		units[n+".service"] = counted(n)
 	}
 	t.Run("recycle", func(t *testing.T) { total.add(on(t, units, recycleAgent)) })
+	t.Run("reset", func(t *testing.T) { total.add(resetAgent(t)) })
 	lanes := map[string]string{}
 	for i := range laneWays {
 		for _, u := range laneUnits(i) {
@@ -189,21 +191,8 @@ func recycleAgent(t *testing.T) tally {
 		for _, u := range names {
 			before[u] = starts(t, u)
 		}
-		killed, err := child(t, "agent", append(env, envKill+"="+kill)...)
-		if err != nil {
-			t.Errorf("%s: %v", kill, err)
-			return false, tally{}
-		}
-		var got tally
-		if killed {
-			got.CrashPoints++
-			if again, err := child(t, "agent", env...); errors.Is(err, errStuck) {
-				got.Stuck++
-			} else if err != nil || again {
-				t.Errorf("%s: started again: %v", kill, err)
-			}
-		}
-		bad := ended(at)
+		killed, got, bad := twice(t, kill, env...)
+		bad = append(bad, ended(at)...)
 		for _, u := range names {
 			if d := starts(t, u) - before[u]; d > 1 {
 				got.DoubleExecutions++
@@ -215,9 +204,7 @@ func recycleAgent(t *testing.T) tally {
 		bad = append(bad, lost(t, guest, &got)...)
 		if len(bad) > 0 {
 			t.Errorf("%s: %s", kill, strings.Join(bad, "; "))
-			return killed, got
-		}
-		if killed {
+		} else if killed {
 			got.Recovered++
 		}
 		return killed, got
@@ -266,9 +253,11 @@ func ended(dir string) []string {
 
 // lost says what a guest noticed that it should not have.
 func lost(t *testing.T, guest *rigtest.QEMU, got *tally) []string {
-	guest.AwaitTicks(2, 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := guest.Watch.Await(ctx, 2)
 	a, pids := guest.Watch.Account(), guest.PIDs()
-	if a.Boots == 1 && a.Jumps == 0 && a.Corrupt == 0 && len(pids) == 1 {
+	if err == nil && a.Boots == 1 && a.Jumps == 0 && a.Corrupt == 0 && len(pids) == 1 {
 		return nil
 	}
 	if len(pids) > 1 {
@@ -276,5 +265,66 @@ func lost(t *testing.T, guest *rigtest.QEMU, got *tally) []string {
 	} else {
 		got.LostVMs++
 	}
-	return []string{fmt.Sprintf("the guest noticed: %+v, processes %v", a, pids)}
+	return []string{fmt.Sprintf("guest %s noticed: %+v, processes %v, %v", guest.ID, a, pids, err)}
+}
+
+// resetAgent ends the agent at every write, and at every station of the VMs, of a
+// preserving reset that gives two guests new QEMU processes.
+func resetAgent(t *testing.T) tally {
+	dir := short(t)
+	sockets := filepath.Join(dir, "q")
+	if err := os.Mkdir(sockets, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	guests := []*rigtest.QEMU{rigtest.StartQEMU(t, sockets, "vm1", guestMiB), rigtest.StartQEMU(t, sockets, "vm2", guestMiB)}
+	for _, g := range guests {
+		g.AwaitTicks(10, time.Minute)
+	}
+	n := 0
+	point := func(kill string) (bool, tally) {
+		n++
+		at := filepath.Join(dir, fmt.Sprint(n))
+		command(t, at, fleet.PhaseReset)
+		before := fmt.Sprint(guests[0].PIDs(), guests[1].PIDs())
+		killed, got, bad := twice(t, kill, envDir+"="+at, envQMP+"="+sockets)
+		bad = append(bad, ended(at)...)
+		for _, g := range guests {
+			bad = append(bad, lost(t, g, &got)...)
+		}
+		if after := fmt.Sprint(guests[0].PIDs(), guests[1].PIDs()); after == before {
+			bad = append(bad, "the guests are in the same processes as before")
+		}
+		if _, err := os.Stat(filepath.Join(at, "reset", qmp.PlanName)); !errors.Is(err, os.ErrNotExist) {
+			bad = append(bad, fmt.Sprintf("the plan is left behind: %v", err))
+		}
+		if len(bad) > 0 {
+			t.Errorf("%s: %s", kill, strings.Join(bad, "; "))
+		} else if killed {
+			got.Recovered++
+		}
+		return killed, got
+	}
+	total := enumerate(t, point)
+	total.add(enumerateWay(t, station, point))
+	return total
+}
+
+// twice runs the agent until it ends itself as kill says, and then once more.
+func twice(t *testing.T, kill string, env ...string) (killed bool, got tally, bad []string) {
+	killed, err := child(t, "agent", append(env, envKill+"="+kill)...)
+	if err != nil {
+		return killed, got, []string{err.Error()}
+	}
+	if !killed {
+		return false, got, nil
+	}
+	got.CrashPoints++
+	again, err := child(t, "agent", env...)
+	if errors.Is(err, errStuck) {
+		got.Stuck++
+	}
+	if err != nil || again {
+		bad = append(bad, fmt.Sprintf("started again: %v", err))
+	}
+	return true, got, bad
 }

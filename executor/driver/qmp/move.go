@@ -27,6 +27,11 @@ const batch = 16
 // A guest's way, once begun, is finished even if ctx ends. It returns for how long each
 // guest that has a new process did not run, by its ID.
 func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Duration, error) {
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := p.writePlan(plan); err != nil {
 		return nil, err
 	}
@@ -236,6 +241,11 @@ func (p *Preserver) goOn(c *Conn, g Preserved) error {
 // processes. On an error all guests that still have their process run on. Once
 // begun, it is finished even if ctx ends.
 func (p *Preserver) Save(ctx context.Context, plan Plan) error {
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := p.writePlan(plan); err != nil {
 		return err
 	}
@@ -253,7 +263,7 @@ func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*p.timeout())
 	defer cancel()
 	// Nothing stops before all can be stopped.
-	err := each(plan.Guests, func(i int, g Preserved) error {
+	err = each(plan.Guests, func(i int, g Preserved) error {
 		c, err := Dial(ctx, p.socket(g.ID))
 		if err != nil {
 			return err

@@ -137,7 +137,40 @@ func (p *Preserver) gone(ctx context.Context, g Preserved) error {
 	}
 }
 
-// find lists the processes with exactly these arguments.
+// lock keeps other processes from the way of the VMs, until unlock. A child that this
+// one forks holds the lock, too, until it is the program that it is to be: so after a
+// crash in between, who has the lock finds every process that was begun by its arguments.
+func (p *Preserver) lock(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(p.Dir) // closed on exec, as all files of Go
+	if err != nil {
+		return nil, err
+	}
+	for waited := false; ; waited = true {
+		err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && waited {
+			// The files are closed a moment before the arguments can be seen.
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err == nil {
+			return func() { d.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			d.Close()
+			return nil, fmt.Errorf("lock %s: %w", p.Dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			d.Close()
+			return nil, fmt.Errorf("another process is at work on the VMs (%s is locked): %w", p.Dir, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// find lists the processes with exactly these arguments, and those that are about to be.
 func (p *Preserver) find(args []string) ([]int, error) {
 	entries, err := os.ReadDir(p.proc())
 	if err != nil {
@@ -150,7 +183,7 @@ func (p *Preserver) find(args []string) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		if b, err := os.ReadFile(filepath.Join(p.proc(), e.Name(), "cmdline")); err == nil && string(b) == want {
+		if b, err := os.ReadFile(filepath.Join(p.proc(), e.Name(), "cmdline")); err == nil && (string(b) == want || strings.HasSuffix(string(b), "\x00--\x00"+want)) {
 			out = append(out, pid)
 		}
 	}

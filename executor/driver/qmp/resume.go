@@ -25,6 +25,11 @@ func (p *Preserver) Resume(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*p.timeout())
 	defer cancel()
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	arrived, err := p.arrived(plan)
 	if err != nil {
 		return err
