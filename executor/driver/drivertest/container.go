@@ -2,14 +2,20 @@ package drivertest
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
 const inside = "TARDIGRADE_INSIDE_CONTAINER"
@@ -72,8 +78,14 @@ type Host struct {
 	Program string
 	// Prepare, if not nil, fills the directory that will be /share.
 	Prepare func(share string) error
-	// PrivateNetwork gives it no network but a loopback of its own.
+	// PrivateNetwork gives it no network but a loopback of its own; Namespace is the path
+	// of a network namespace that it gets instead.
 	PrivateNetwork bool
+	Namespace      string
+	// Name is its host name, if not "".
+	Name string
+	// Binds are directories of this machine that it has at the given paths.
+	Binds map[string]string
 }
 
 // Booted is a running host.
@@ -83,6 +95,8 @@ type Booted struct {
 	Share string
 
 	t       *testing.T
+	args    []string
+	groups  []string // its control groups
 	cmd     *exec.Cmd
 	console bytes.Buffer
 	done    chan struct{}
@@ -119,27 +133,73 @@ func Boot(t *testing.T, host Host) *Booted {
 			t.Fatal(err)
 		}
 	}
-	args := []string{"--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--machine=tardigrade-" + filepath.Base(dir),
+	b.args = []string{nspawn, "--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--machine=tardigrade-" + filepath.Base(dir),
 		"--directory=" + root, "--bind-ro=/usr", "--bind-ro=" + host.Program + ":/test", "--bind=" + b.Share + ":/share"}
 	if host.PrivateNetwork {
-		args = append(args, "--private-network")
+		b.args = append(b.args, "--private-network")
 	}
-	b.cmd = exec.Command(nspawn, args...)
-	b.cmd.Stdout, b.cmd.Stderr = &b.console, &b.console
-	b.cmd.WaitDelay = 5 * time.Second
-	if err := b.cmd.Start(); err != nil {
-		t.Fatal(err)
+	if host.Namespace != "" {
+		b.args = append(b.args, "--network-namespace-path="+host.Namespace)
 	}
-	go func() {
-		b.err = b.cmd.Wait()
-		close(b.done)
-	}()
+	if host.Name != "" {
+		b.args = append(b.args, "--hostname="+host.Name)
+	}
+	for at, path := range host.Binds {
+		b.args = append(b.args, "--bind="+path+":"+at)
+	}
+	// Hosts that shared a control group would see, and stop, each other's processes.
+	for _, hierarchy := range []string{"systemd", "unified", ""} {
+		parent := filepath.Join("/sys/fs/cgroup", hierarchy)
+		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err == nil {
+			b.groups = append(b.groups, filepath.Join(parent, "tardigrade-"+filepath.Base(dir)))
+		}
+	}
+	b.PowerOn()
 	t.Cleanup(func() {
 		if console, err := b.stop(); t.Failed() {
 			t.Logf("the host's console (%v):\n%s", err, console[max(0, len(console)-2000):])
 		}
+		for _, g := range b.groups {
+			exec.Command("find", g, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+		}
 	})
 	return b
+}
+
+// PowerOn boots a host that is off; what is on its disk is still there.
+func (b *Booted) PowerOn() {
+	b.t.Helper()
+	const join = `while [ "$1" != -- ]; do mkdir -p "$1" && echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"`
+	b.cmd = exec.Command("sh", slices.Concat([]string{"-c", join, "sh"}, b.groups, []string{"--"}, b.args)...)
+	b.cmd.Stdout, b.cmd.Stderr = &b.console, &b.console
+	b.cmd.WaitDelay = 5 * time.Second
+	if err := b.cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	cmd, done := b.cmd, make(chan struct{})
+	b.done = done
+	go func() {
+		b.err = cmd.Wait()
+		close(done)
+	}()
+}
+
+// PowerOff ends the host at once, as the loss of its power would.
+func (b *Booted) PowerOff() {
+	b.cmd.Process.Kill() // all processes of the host end with it
+	<-b.done
+}
+
+// PID is the first process of the host, through whose /proc its files can be reached.
+func (b *Booted) PID() (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", b.cmd.Process.Pid, b.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range strings.Fields(string(text)) {
+		return strconv.Atoi(child)
+	}
+	return 0, errors.New("the host has no process yet")
 }
 
 // Wait waits until the host powers off, at most for limit, and returns what it said
@@ -181,7 +241,7 @@ func makeRoot(root string, host Host) error {
 			return err
 		}
 	}
-	for _, f := range []string{"passwd", "group", "nsswitch.conf", "os-release", "ld.so.cache"} {
+	for _, f := range []string{"nsswitch.conf", "os-release", "ld.so.cache"} {
 		data, err := os.ReadFile("/etc/" + f)
 		if err != nil {
 			return err
@@ -200,6 +260,15 @@ func makeRoot(root string, host Host) error {
 		files[filepath.Join("etc/systemd/system", name)] = text
 	}
 	maps.Copy(files, host.Files)
+	passwd, group, err := rigtest.Accounts()
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"passwd": passwd, "group": group} {
+		if err := os.WriteFile(filepath.Join(root, "etc", name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
 	for name, text := range files {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
 			return err
