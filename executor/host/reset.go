@@ -210,15 +210,25 @@ func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
 	return err
 }
 
+// maxUnknown is for how many seconds nobody may be able to tell whether the host is
+// about to end, before that is taken for a no: systemd ends what does not end within
+// 90.
+const maxUnknown = 180
+
 // await waits for the end of this boot while a reset is under way, and says so if it
 // is not.
 func (r *Runner) await(ctx context.Context) error {
-	for quiet := 0; quiet < 3; {
+	quiet, unknown := 0, 0
+	for quiet < 3 && unknown < maxUnknown {
 		under, err := r.cfg.Kernel.Underway(ctx)
-		if err != nil {
-			// Going on could mean to start VMs on a host that is about to end.
+		switch {
+		case err != nil:
+			// Going on too soon could mean to start VMs on a host that is about to end.
+			unknown++
 			r.cfg.Log.Warn("cannot tell whether the host is being reset, looking again", "err", err)
-		} else if !under {
+		case under:
+			quiet, unknown = 0, 0
+		default:
 			quiet++
 		}
 		if !sleep(ctx, time.Second) {

@@ -94,6 +94,11 @@ func probeReset(ctx context.Context, c config.Agent, dir string, _ *slog.Logger)
 			out.Missing = append(out.Missing, e.Error())
 		}
 	}
+	if c.Reset.Mode == config.ResetKexec {
+		if err := exec.CommandContext(ctx, "systemctl", "--quiet", "is-enabled", "tardigrade-resume.service").Run(); err != nil {
+			out.Notes = append(out.Notes, "tardigrade-resume.service is not enabled: the VMs would come back only when the agent starts; 'tardigrade agent unit' prints it")
+		}
+	}
 	for _, g := range plan.Guests {
 		if g.Way != "" {
 			out.Notes = append(out.Notes, fmt.Sprintf("VM %s: its state is taken out by %s", g.ID, g.Way))

@@ -176,17 +176,28 @@ type Resumed struct {
 	Guests []fleet.GuestReport `json:"guests"`
 	// Lost says which VMs are not back, and why.
 	Lost string `json:"lost,omitempty"`
+	// Kept is where what there is of VMs that were given up is.
+	Kept string `json:"kept,omitempty"`
 }
 
 // ResumeHost brings back the VMs that a preserving reset took out, without a control
-// plane; the agent reports it later. It is safe to call again.
-func ResumeHost(ctx context.Context, c config.Agent, id fleet.HostID, dir string, log *slog.Logger) (Resumed, error) {
+// plane; the agent reports it later. It is safe to call again. The VMs of giveUp are not
+// brought back, and what there is of them is kept.
+func ResumeHost(ctx context.Context, c config.Agent, id fleet.HostID, dir string, giveUp []string, log *slog.Logger) (Resumed, error) {
 	guests := &serial{guests: qmp.New(c.Guests.QMPDir)}
 	vms := newPreserved(c, dir, guests)
 	out, err := vms.Saved()
 	r := Resumed{Was: out}
 	if err != nil {
 		return r, err
+	}
+	if len(giveUp) > 0 {
+		if !out {
+			return r, fmt.Errorf("no VM is out: there is no plan in %s", vms.preserver.Dir)
+		}
+		if r.Kept, err = vms.preserver.GiveUp(giveUp); err != nil {
+			return r, err
+		}
 	}
 	services := systemd.New(systemd.Config{Log: log})
 	defer services.Close()

@@ -80,6 +80,7 @@ func hostID(c config.Agent) (fleet.HostID, error) {
 }
 
 func (a *app) resume() *cobra.Command {
+	var giveUp []string
 	cmd := &cobra.Command{
 		Use:   "resume",
 		Short: "Bring back the VMs that a preserving reset took out",
@@ -89,9 +90,13 @@ after it needs, without a control plane. The agent reports the outcome when it r
 
 It does nothing where no VM is out, and it may be run again. A VM that cannot be brought
 back is named, and what there is of it is kept; it is never started afresh. Nothing else
-is touched. The agent must not run meanwhile.`,
-		Example: `  tardigrade agent resume --config /etc/tardigrade/agent.yaml`,
-		Args:    noArgs,
+is touched. The agent must not run meanwhile.
+
+While a VM is out, the host refuses another preserving reset. --give-up ends that for VMs
+that are beyond help: what there is of them goes to the directory given-up.`,
+		Example: `  tardigrade agent resume --config /etc/tardigrade/agent.yaml
+  tardigrade agent resume --config /etc/tardigrade/agent.yaml --give-up web,db`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, log, err := a.load()
 			if err != nil {
@@ -106,7 +111,7 @@ is touched. The agent must not run meanwhile.`,
 				return err
 			}
 			defer dir.Close()
-			r, err := agent.ResumeHost(cmd.Context(), c.Agent, id, dir.Path, log)
+			r, err := agent.ResumeHost(cmd.Context(), c.Agent, id, dir.Path, giveUp, log)
 			if e := json.NewEncoder(cmd.OutOrStdout()).Encode(r); e != nil {
 				return e
 			}
@@ -116,6 +121,7 @@ is touched. The agent must not run meanwhile.`,
 			return err
 		},
 	}
+	cmd.Flags().StringSliceVar(&giveUp, "give-up", nil, "`VMs` that are not to be brought back, separated by commas")
 	return cmd
 }
 

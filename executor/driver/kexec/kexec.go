@@ -65,12 +65,13 @@ func (k *Kernel) files() (image, initrd string, err error) {
 			initrd = k.path("/boot/initrd.img-" + strings.TrimSpace(string(release)))
 		}
 	}
-	for what, path := range map[string]string{"kernel": image, "initrd": initrd} {
-		if _, err := os.Stat(path); err != nil {
-			return "", "", fmt.Errorf("the file of the new kernel is missing: %w: set agent.reset.%s", err, what)
+	var missing []error
+	for _, f := range [][2]string{{"kernel", image}, {"initrd", initrd}} {
+		if _, err := os.Stat(f[1]); err != nil {
+			missing = append(missing, fmt.Errorf("what the host would be reset into is missing: %w: set agent.reset.%s", err, f[0]))
 		}
 	}
-	return image, initrd, nil
+	return image, initrd, errors.Join(missing...)
 }
 
 // Missing says what this host lacks for a reset, nothing if all is there.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -169,6 +170,59 @@ func (p *Preserver) ReadPlan() (Plan, error) {
 		return Plan{}, fmt.Errorf("the plan %s cannot be followed, and the states of the VMs are kept beside it: %w", p.planPath(), err)
 	}
 	return plan, nil
+}
+
+// GiveUp takes guests out of the plan that cannot be brought back, and puts what there
+// is of them into the directory given-up, which it returns. They must not run.
+func (p *Preserver) GiveUp(ids []string) (kept string, err error) {
+	plan, err := p.ReadPlan()
+	if err != nil {
+		return "", err
+	}
+	kept = filepath.Join(p.Dir, "given-up", time.Now().UTC().Format("20060102T150405Z"))
+	for _, id := range ids {
+		i := slices.IndexFunc(plan.Guests, func(g Preserved) bool { return g.ID == id })
+		if i < 0 {
+			return "", fmt.Errorf("VM %q is not out: the VMs of the plan are %v", id, plan.IDs())
+		}
+		g := plan.Guests[i]
+		if alive, err := p.alive(g); err != nil || alive || listener(p.socket(id)) != 0 {
+			return "", fmt.Errorf("VM %s has a QEMU process, and is not given up: end it first (%v)", id, err)
+		}
+		if err := os.MkdirAll(kept, 0o700); err != nil {
+			return "", err
+		}
+		for _, ext := range []string{".state", ".state.part", ".log"} {
+			if err := os.Rename(filepath.Join(p.Dir, id+ext), filepath.Join(kept, id+ext)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return "", err
+			}
+		}
+		how, err := json.MarshalIndent(g, "", "  ")
+		if err == nil {
+			err = writeFile(filepath.Join(kept, id+".json"), how)
+		}
+		if err != nil {
+			return "", err
+		}
+		plan.Guests = slices.Delete(plan.Guests, i, i+1)
+		data, err := encodePlan(plan)
+		if err == nil {
+			err = writeFile(p.planPath(), data)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return kept, nil
+}
+
+// IDs are the guests of the plan.
+func (p Plan) IDs() []string {
+	out := []string{}
+	for _, g := range p.Guests {
+		out = append(out, g.ID)
+	}
+	return out
 }
 
 // Forget removes the plan, and what is left of the states. Call it once every guest

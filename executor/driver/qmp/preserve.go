@@ -115,11 +115,14 @@ func (p *Preserver) Check(ctx context.Context) (Plan, error) {
 
 // room tells whether so many bytes of RAM can be written to the directory.
 func (p *Preserver) room(need int64) error {
-	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
-		return err
-	}
 	var fs unix.Statfs_t
-	if err := unix.Statfs(p.Dir, &fs); err != nil {
+	dir := p.Dir
+	err := unix.Statfs(dir, &fs)
+	for errors.Is(err, unix.ENOENT) && dir != filepath.Dir(dir) { // it is made later
+		dir = filepath.Dir(dir)
+		err = unix.Statfs(dir, &fs)
+	}
+	if err != nil {
 		return fmt.Errorf("look for room in %s: %w", p.Dir, err)
 	}
 	if free := int64(fs.Bavail) * fs.Bsize; free < need+need/10 {
@@ -147,6 +150,13 @@ func (p *Preserver) check(ctx context.Context, g fleet.GuestReport, boot string)
 		return out, err
 	}
 	defer c.Close()
+	var status struct{ Status string }
+	if err := c.Execute("query-status", nil, &status); err != nil {
+		return out, err
+	}
+	if !slices.Contains([]string{"running", "paused", "prelaunch", "io-error", "watchdog"}, status.Status) {
+		return out, fmt.Errorf("it is %s", status.Status)
+	}
 	if out.PID, err = c.peer(); err != nil {
 		return out, err
 	}
@@ -191,9 +201,13 @@ func (p *Preserver) check(ctx context.Context, g fleet.GuestReport, boot string)
 	if out.Way, err = c.way(); err != nil {
 		return out, err
 	}
-	out.Memory, err = c.memory(p.Reset)
-	if err != nil && p.FullSave {
-		out.Way, out.Memory, err = WayFull, nil, nil
+	if out.Way == WayFull && !p.FullSave {
+		return out, errors.New("this QEMU can only write its whole RAM: install a newer one, or allow agent.reset.full_save")
+	}
+	if out.Way != WayFull {
+		if out.Memory, err = c.memory(p.Reset); err != nil && p.FullSave {
+			out.Way, out.Memory, err = WayFull, nil, nil
+		}
 	}
 	if !p.Reset {
 		out.Next = next(out.Args, path)

@@ -108,6 +108,30 @@ func TestMove(t *testing.T) {
 	settled(t, guests, p)
 }
 
+// A guest whose RAM is private to its process goes the long way, where that is allowed.
+func TestFullSave(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	g := rigtest.StartQEMU(t, dir, "private", 8, func(arg string) string { return strings.Replace(arg, "share=on", "share=off", 1) })
+	g.AwaitTicks(20, time.Minute)
+	p := &qmp.Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan"), FullSave: true}
+	for _, way := range []string{"move", "save and resume"} {
+		plan, err := p.Check(t.Context())
+		if err != nil || plan.Guests[0].Way != qmp.WayFull {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		if way == "move" {
+			_, err = p.Move(t.Context(), plan)
+		} else if err = p.Save(t.Context(), plan); err == nil {
+			err = p.Resume(t.Context())
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", way, err)
+		}
+		settled(t, []*rigtest.QEMU{g}, p)
+	}
+}
+
 func TestAGuestThatCannotMoveGoesOn(t *testing.T) {
 	t.Parallel()
 	guests, p := bench(t)
