@@ -18,8 +18,8 @@ import (
 // batch is for how many guests the new processes are started at once.
 const batch = 16
 
-// Move gives each guest of a plan a new QEMU process on this host, one guest for each
-// CPU at a time, so that each is frozen only for its own way. Where it can, it starts
+// Move gives each guest of a plan a new QEMU process on this host, one guest for two
+// CPUs at a time, so that each is frozen only for its own way. Where it can, it starts
 // the new process before it stops the guest. A guest that cannot be moved goes on in
 // its old process, and the error says why; one that can go on in neither is kept
 // as it is, for [Preserver.Resume].
@@ -38,7 +38,8 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 	if err := p.station("planned"); err != nil {
 		return nil, err
 	}
-	slots := make(chan struct{}, max(1, runtime.NumCPU()))
+	// The end of an old process with much RAM takes a processor, too.
+	slots := make(chan struct{}, max(1, runtime.NumCPU()/2))
 	moved := map[string]time.Duration{}
 	var errs []error
 	for guests := range slices.Chunk(plan.Guests, batch) {
