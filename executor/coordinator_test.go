@@ -44,7 +44,7 @@ func newRig(t *testing.T, change func(*host.Config, *world)) *rig {
 		VMs: []fleet.VM{{ID: "vm1", MemoryBytes: 1 << 20}, {ID: "vm2", MemoryBytes: 1 << 20}},
 	})
 	hc := host.Config{
-		Host: "h1", Dir: t.TempDir(), Services: r.sim, Guests: r.sim, Diagnostics: r.sim, Units: r.sim.Names(), Boot: "boot", Log: quiet, Reports: r,
+		Host: "h1", Dir: t.TempDir(), Services: r.sim, Guests: r.sim, Diagnostics: r.sim, Units: r.sim.Names, Boot: "boot", Log: quiet, Reports: r,
 	}
 	if change != nil {
 		change(&hc, r.w)

@@ -105,7 +105,7 @@ func TestControlPlaneDiesAtEveryWrite(t *testing.T) {
 					var current *Coordinator
 					var mu sync.Mutex
 					agent, err := host.New(host.Config{
-						Host: "h1", Dir: t.TempDir(), Services: s, Guests: s, Diagnostics: s, Units: s.Names(), Boot: "boot", Log: quiet,
+						Host: "h1", Dir: t.TempDir(), Services: s, Guests: s, Diagnostics: s, Units: s.Names, Boot: "boot", Log: quiet,
 						Reports: reportTo(func(ctx context.Context, r fleet.Report) error {
 							mu.Lock()
 							c := current

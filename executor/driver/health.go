@@ -8,13 +8,16 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/godbus/dbus/v5"
 )
 
-// Health is a check of a service. At most one of TCP, HTTP, Exec and File is set;
-// with none, a service that is active counts as healthy.
+// Health is a check of a service. At most one of TCP, HTTP, Exec, DBus and File is
+// set; with none, a service that is active counts as healthy.
 type Health struct {
 	// TCP is an address that must accept a connection, or "unix:PATH".
 	TCP string
@@ -22,9 +25,15 @@ type Health struct {
 	HTTP string
 	// Exec is a program and its arguments that must exit with 0.
 	Exec []string
+	// DBus is a name on the system bus whose owner must answer a ping
+	// (org.freedesktop.DBus.Peer). It is not started for that.
+	DBus string
 	// File must have been written to within MaxAge.
 	File   string
 	MaxAge time.Duration
+	// ActiveFor is for how long a service must have been active before it counts as
+	// verified after a restart. The services' driver looks after it; Check does not.
+	ActiveFor time.Duration
 	// Timeout bounds one check; 0 means 2 s.
 	Timeout time.Duration
 }
@@ -72,6 +81,8 @@ func (h Health) Check(ctx context.Context) error {
 		return nil
 	case len(h.Exec) > 0:
 		return run(ctx, h.Exec)
+	case h.DBus != "":
+		return ping(ctx, h.DBus)
 	case h.File != "":
 		fi, err := os.Stat(h.File)
 		if err != nil {
@@ -83,6 +94,28 @@ func (h Health) Check(ctx context.Context) error {
 		return nil
 	}
 	return nil
+}
+
+// silent are the errors of the bus that say that nobody answers; any other one is an
+// answer.
+var silent = []string{
+	"org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.NoReply",
+	"org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut", "org.freedesktop.DBus.Error.Disconnected",
+}
+
+// ping asks the owner of a name on the system bus whether it lives.
+func ping(ctx context.Context, name string) error {
+	c, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("health check: connect to the system bus: %w", err)
+	}
+	defer c.Close()
+	call := c.Object(name, "/").CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", dbus.FlagNoAutoStart)
+	answer, answered := errors.AsType[dbus.Error](call.Err)
+	if call.Err == nil || answered && !slices.Contains(silent, answer.Name) {
+		return nil
+	}
+	return fmt.Errorf("health check: %s does not answer on the system bus: %w", name, call.Err)
 }
 
 // run starts the check in a process group of its own, so that what it started ends

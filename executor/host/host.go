@@ -28,7 +28,8 @@ type Services interface {
 	// Observe returns the unit as it is now.
 	Observe(ctx context.Context, unit string) (driver.UnitState, error)
 	// Restart restarts the unit, or starts it if it does not run, and returns once
-	// that is over. It refuses a unit whose state has a Refusal.
+	// that is over. It refuses a unit whose state has a Refusal. What follows an error
+	// depends on its [driver.Class].
 	Restart(ctx context.Context, unit string) error
 	// Verify waits until the unit is active and healthy. It returns an error as soon
 	// as that is hopeless.
@@ -105,8 +106,9 @@ type Config struct {
 	Mover         Mover
 	ParallelMoves int
 	Reports       Reports
-	// Units are the services to restart, in order.
-	Units []string
+	// Units lists the services to restart, in order, as they are when a command comes; nil
+	// means that there are none.
+	Units func() []string
 	// DryRun refuses every phase that would change the host.
 	DryRun bool
 	// Stable is for how long all services must stay healthy after the last restart;
@@ -143,7 +145,8 @@ type job struct {
 	reports  []fleet.Report
 	// invocations has the unit's start that the intent of a restart saw.
 	invocations map[string]string
-	// frozen is for how long a reset froze each VM, as far as this process knows.
+	// frozen is for how long a reset froze each VM, or a recycle did not see it run, as
+	// far as this process knows.
 	frozen map[string]time.Duration
 	sent   int // the first reports that were acknowledged
 	acked  bool
@@ -280,8 +283,8 @@ func (r *Runner) Handle(_ context.Context, c fleet.Command) error {
 		r.refuse(c, fmt.Sprintf("the fencing token %d is older than %d, the newest that this host has seen", c.Token, r.newest))
 		return nil
 	}
-	if len(c.Units) == 0 {
-		c.Units = r.cfg.Units
+	if len(c.Units) == 0 && r.cfg.Units != nil {
+		c.Units = r.cfg.Units()
 	}
 	if err := r.write(entry{Kind: "accepted", ID: c.ID, Command: &c, Boot: r.cfg.Boot}); err != nil {
 		return fmt.Errorf("take command %s: %w", c.ID, err)

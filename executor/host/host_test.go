@@ -74,7 +74,7 @@ func (b *bench) final(id string) (fleet.Report, bool) {
 }
 
 func (b *bench) config() Config {
-	return Config{Host: "h", Dir: b.dir, Services: b.sim, Guests: b.sim, Diagnostics: b.sim, Reports: b, Units: b.sim.Names(), Boot: "boot1", Log: quiet}
+	return Config{Host: "h", Dir: b.dir, Services: b.sim, Guests: b.sim, Diagnostics: b.sim, Reports: b, Units: b.sim.Names, Boot: "boot1", Log: quiet}
 }
 
 func (b *bench) command(id string, token uint64) fleet.Command {
@@ -590,4 +590,94 @@ func TestBadConfig(t *testing.T) {
 	if _, err := New(cfg); err == nil {
 		t.Error("made a directory in /proc")
 	}
+}
+
+// flaky is services whose restarts end in errors of a class before they work; with
+// behind, the restart was done all the same.
+type flaky struct {
+	*sim.Host
+	class  driver.Class
+	behind bool
+	left   int
+	tried  int
+}
+
+func (f *flaky) Restart(ctx context.Context, unit string) error {
+	f.tried++
+	if f.left--; f.left < 0 {
+		return f.Host.Restart(ctx, unit)
+	}
+	if f.behind {
+		f.Host.Restart(ctx, unit)
+	}
+	return driver.As(f.class, errors.New("the connection is gone"))
+}
+
+// What follows an error is in its class: a transient one is tried again, after an
+// unknown one the unit is looked at first, and a permanent one ends it.
+func TestErrorClasses(t *testing.T) {
+	for name, c := range map[string]struct {
+		services flaky
+		result   fleet.Result
+		tried    int
+		restarts int
+	}{
+		"transient":                  {flaky{class: driver.ClassTransient, left: 2}, fleet.ResultSucceeded, 3, 1},
+		"transient for ever":         {flaky{class: driver.ClassTransient, left: 100}, fleet.ResultFailed, attempts, 0},
+		"unknown, and done":          {flaky{class: driver.ClassUnknown, behind: true, left: 1}, fleet.ResultSucceeded, 1, 1},
+		"unknown, and not done":      {flaky{class: driver.ClassUnknown, left: 1}, fleet.ResultSucceeded, 2, 1},
+		"permanent":                  {flaky{class: driver.ClassPermanent, left: 1}, fleet.ResultFailed, 1, 0},
+		"permanent, and comes right": {flaky{class: driver.ClassPermanent, behind: true, left: 1}, fleet.ResultSucceeded, 1, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			b.sim = sim.New(sim.Config{Units: []string{"a.service"}, Start: 30 * ms})
+			if c.result == fleet.ResultFailed {
+				b.sim.Hang("a.service") // so that only a restart makes it right
+			}
+			cfg := b.config()
+			f := c.services
+			f.Host = b.sim
+			cfg.Services = &f
+			rep := b.once(cfg, b.command("c1", 1))
+			if rep.Result != c.result || f.tried != c.tried || b.sim.Restarts("a.service") != c.restarts {
+				t.Errorf("%s: %s (%s), tried %d times, %d restarts", name, rep.Result, rep.Detail, f.tried, b.sim.Restarts("a.service"))
+			}
+		})
+	}
+}
+
+// pausing is guests that do not run for a while.
+type pausing struct {
+	*sim.Host
+	from, to time.Time
+}
+
+func (p pausing) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
+	all, err := p.Host.Guests(ctx)
+	if now := time.Now(); now.After(p.from) && now.Before(p.to) {
+		for i := range all {
+			all[i].Alive = false
+		}
+	}
+	return all, err
+}
+
+// The guests are watched throughout, and what they were not seen to do is reported.
+func TestGuestsAreWatchedThroughout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		cfg := b.config()
+		now := time.Now()
+		cfg.Guests = pausing{b.sim, now.Add(20 * ms), now.Add(180 * ms)}
+		rep := b.once(cfg, b.command("c1", 1))
+		if rep.Result != fleet.ResultSucceeded || len(rep.GuestsAfter) != 2 {
+			t.Fatalf("%+v", rep)
+		}
+		for _, g := range rep.GuestsAfter {
+			if g.MaxGapSeconds < 0.16 || g.MaxGapSeconds > 0.22 {
+				t.Errorf("%s was not seen for %v s", g.ID, g.MaxGapSeconds)
+			}
+		}
+	})
 }

@@ -266,7 +266,9 @@ func (r *Runner) recycle(ctx, limited context.Context, j *job) error {
 			return err
 		}
 	}
+	watched := r.watch(ctx)
 	failure := r.restartAll(ctx, limited, j)
+	j.frozen = watched()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -406,10 +408,7 @@ func (r *Runner) restart(ctx, limited context.Context, j *job, unit string) erro
 		}
 	}
 	if err == nil {
-		done := interrupted && state.Active && state.Invocation != j.invocations[name]
-		if err = limited.Err(); err == nil && !done {
-			err = r.cfg.Services.Restart(limited, unit)
-		}
+		err = r.tryRestart(limited, j, unit, state, interrupted)
 		// A start that failed may still come right, where the service manager tries
 		// again by itself: Verify has the last word.
 		if verr := r.cfg.Services.Verify(limited, unit); verr != nil {
@@ -432,6 +431,42 @@ func (r *Runner) restart(ctx, limited context.Context, j *job, unit string) erro
 		return fmt.Errorf("%s did not come back: %w", unit, err)
 	}
 	return nil
+}
+
+// attempts is how often a restart is begun where it did not come to pass, and between
+// the first two of them so much time goes by.
+const (
+	attempts = 4
+	patience = 200 * time.Millisecond
+)
+
+// tryRestart restarts a unit unless that is done: after a crash, and after an error of
+// which nobody knows what came of it, the unit is looked at first.
+func (r *Runner) tryRestart(ctx context.Context, j *job, unit string, state driver.UnitState, look bool) (err error) {
+	for try := 1; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		before := j.invocations[stepRestart(unit)]
+		r.mu.Unlock()
+		if look && state.Active && state.Invocation != before {
+			return nil
+		}
+		err = r.cfg.Services.Restart(ctx, unit)
+		if err == nil || driver.ClassOf(err) == driver.ClassPermanent || try == attempts {
+			return err
+		}
+		r.cfg.Log.Warn("a restart did not come to pass, looking at the unit", "unit", unit, "class", driver.ClassOf(err), "err", err)
+		if !sleep(ctx, patience<<(try-1)) {
+			return err
+		}
+		look = true
+		var unseen error
+		if state, unseen = r.settled(ctx, unit); unseen != nil {
+			return errors.Join(err, unseen)
+		}
+	}
 }
 
 func overdue(err error) error { return fmt.Errorf("the time for the recycle is over: %w", err) }

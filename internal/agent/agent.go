@@ -25,7 +25,9 @@ type Guests interface {
 // Options is what an agent works with.
 type Options struct {
 	// Host describes the host; the agent fills in what changes.
-	Host     fleet.Host
+	Host fleet.Host
+	// Units, if not nil, lists the services that a recycle would restart now.
+	Units    func() []string
 	Interval time.Duration
 	Bus      *bus.Agent
 	// Sample takes one sample.
@@ -97,6 +99,9 @@ func (o *Options) announcing(ctx context.Context) {
 	for {
 		h := o.Host
 		h.LastSeen = time.Now().UTC()
+		if o.Units != nil {
+			h.Units = o.Units()
+		}
 		h.VMs = []fleet.VM{}
 		if o.Guests != nil {
 			guests, err := o.Guests.Guests(ctx)

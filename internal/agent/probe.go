@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 
-	"github.com/tardigrade-recovery/tardigrade/executor/driver/systemd"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 )
 
@@ -48,10 +47,7 @@ func mayAct(c config.Agent) []string {
 
 func probeRecycle(ctx context.Context, c config.Agent, _ string, log *slog.Logger) Capability {
 	out := Capability{Name: "recycle", Missing: mayAct(c)}
-	if len(c.Units) == 0 {
-		out.Missing = append(out.Missing, "no services to restart are known: set agent.units")
-	}
-	services := systemd.New(systemd.Config{Log: log})
+	services := newServices(c, log)
 	defer services.Close()
 	if _, err := services.Observe(ctx, "dbus.service"); err != nil {
 		out.Missing = append(out.Missing, err.Error())
@@ -66,6 +62,26 @@ func probeRecycle(ctx context.Context, c config.Agent, _ string, log *slog.Logge
 		default:
 			out.Notes = append(out.Notes, u.Name+" is "+s.Detail)
 		}
+	}
+	found, err := services.Discover(ctx, c.Include)
+	if err != nil {
+		out.Missing = append(out.Missing, err.Error())
+		return out
+	}
+	usable := len(c.Units)
+	for _, f := range found {
+		switch {
+		case f.Left != "":
+			out.Notes = append(out.Notes, fmt.Sprintf("found %s (%s), which is left alone: %s", f.Name, f.Role, f.Left))
+		case c.Discover:
+			usable++
+			out.Notes = append(out.Notes, fmt.Sprintf("found %s (%s)", f.Name, f.Role))
+		default:
+			out.Notes = append(out.Notes, fmt.Sprintf("found %s (%s), which agent.discover: true would restart", f.Name, f.Role))
+		}
+	}
+	if usable == 0 {
+		out.Missing = append(out.Missing, "no services to restart are known: set agent.discover to true, or list them in agent.units")
 	}
 	return out
 }

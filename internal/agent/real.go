@@ -13,7 +13,6 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/collector"
 	"github.com/tardigrade-recovery/tardigrade/executor/diagnose"
-	"github.com/tardigrade-recovery/tardigrade/executor/driver"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/systemd"
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
@@ -47,14 +46,14 @@ func HostName(c config.Agent) (fleet.HostID, error) {
 // RunHost runs the agent of this very machine until ctx ends. Everything durable
 // lies under dir.
 func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent, dir, version string, log *slog.Logger) error {
-	var units []driver.Unit
-	var names []string
-	for _, u := range c.Units {
-		units = append(units, driver.Unit{Name: u.Name, Health: driver.Health{TCP: u.Health.TCP, HTTP: u.Health.HTTP, Exec: u.Health.Exec, Timeout: u.Health.Timeout.D()}})
-		names = append(names, u.Name)
-	}
-	services := systemd.New(systemd.Config{Units: units, Log: log})
+	services := newServices(c, log)
 	defer services.Close()
+	if c.Discover {
+		if err := discover(ctx, services, c, log); err != nil {
+			log.Warn("the services of this host are not known yet, looking again", "err", err)
+		}
+	}
+	names := services.Names()
 	var guests Guests
 	var hypervisor *serial
 	if c.Guests.QMPDir != "" {
@@ -90,7 +89,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	}
 	carry := host.Config{
 		Host: id, Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, Diagnostics: diagnostics, Reports: b,
-		Units: names, DryRun: !c.Act, Log: log,
+		Units: services.Names, DryRun: !c.Act, Log: log,
 	}
 	OfferReset(&carry, c, dir, log)
 	offerMigration(&carry, c, virt)
@@ -108,8 +107,11 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	}
 	ctx, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	if len(units) > 0 {
+	if len(names) > 0 || c.Discover {
 		wg.Go(func() { health.run(ctx, c.Interval.D()) })
+	}
+	if c.Discover {
+		wg.Go(func() { rediscover(ctx, services, c, log) })
 	}
 	defer wg.Wait()
 	defer stop()
@@ -121,7 +123,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		changed = changes(ctx, virt, log)
 	}
 	return Run(ctx, Options{
-		Host: self, Changed: changed,
+		Host: self, Units: services.Names, Changed: changed,
 		Interval: c.Interval.D(), Bus: b, Guests: guests, Runner: runner, Spool: kept, Log: log,
 		Sample: func(ctx context.Context) (fleet.Sample, error) {
 			s, reports := sampler.Sample(ctx)

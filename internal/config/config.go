@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"strings"
 	"time"
@@ -95,10 +96,19 @@ type Agent struct {
 	SpoolMiB int64    `yaml:"spool_mib"`
 	Interval Duration `yaml:"interval"`
 	// Act allows the agent to change this host. Without it every action is refused.
-	Act    bool   `yaml:"act"`
-	Units  []Unit `yaml:"units"`
-	Guests Guests `yaml:"guests"`
-	Reset  Reset  `yaml:"reset"`
+	Act   bool   `yaml:"act"`
+	Units []Unit `yaml:"units"`
+	// Discover finds the services to restart on this host: those of virtualisation,
+	// storage, network and monitoring that are in use, in the order of their
+	// dependencies. Units that are listed come with their health checks, before what is
+	// found.
+	Discover bool `yaml:"discover"`
+	// Include has further patterns of units to find, and Exclude patterns of units that
+	// are never restarted, both as "neutron-*.service".
+	Include []string `yaml:"include"`
+	Exclude []string `yaml:"exclude"`
+	Guests  Guests   `yaml:"guests"`
+	Reset   Reset    `yaml:"reset"`
 	// Address is where other hosts reach this one, a name or an IP address; "" means by
 	// its name.
 	Address string  `yaml:"address"`
@@ -164,12 +174,16 @@ type Unit struct {
 }
 
 // Health is how a unit shows that it works, beyond being active. At most one of
-// TCP, HTTP and Exec is set.
+// TCP, HTTP, Exec and DBus is set.
 type Health struct {
-	TCP     string   `yaml:"tcp"`
-	HTTP    string   `yaml:"http"`
-	Exec    []string `yaml:"exec"`
-	Timeout Duration `yaml:"timeout"`
+	TCP  string   `yaml:"tcp"`
+	HTTP string   `yaml:"http"`
+	Exec []string `yaml:"exec"`
+	// DBus is a name on the system bus whose owner must answer.
+	DBus string `yaml:"dbus"`
+	// ActiveFor is for how long it must have been active after a restart.
+	ActiveFor Duration `yaml:"active_for"`
+	Timeout   Duration `yaml:"timeout"`
 }
 
 // Guests says where this host's VMs are found.
@@ -346,14 +360,24 @@ func (c *Config) Validate() error {
 			bad("agent.units[%d]: %q is not a unit name such as libvirtd.service", i, u.Name)
 		}
 		n := 0
-		for _, set := range []bool{u.Health.TCP != "", u.Health.HTTP != "", len(u.Health.Exec) > 0} {
+		for _, set := range []bool{u.Health.TCP != "", u.Health.HTTP != "", len(u.Health.Exec) > 0, u.Health.DBus != ""} {
 			if set {
 				n++
 			}
 		}
 		if n > 1 {
-			bad("agent.units[%d] (%s): give one of health.tcp, health.http and health.exec", i, u.Name)
+			bad("agent.units[%d] (%s): give one of health.tcp, health.http, health.exec and health.dbus", i, u.Name)
 		}
+	}
+	for key, patterns := range map[string][]string{"include": c.Agent.Include, "exclude": c.Agent.Exclude} {
+		for i, p := range patterns {
+			if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, "/ \t\n{}") {
+				bad("agent.%s[%d]: %q is not a pattern of unit names such as neutron-*.service", key, i, p)
+			}
+		}
+	}
+	if len(c.Agent.Include) > 0 && !c.Agent.Discover {
+		bad("agent.include is for agent.discover: true, which is not set; list the services in agent.units, or set it")
 	}
 	if d := c.Model.Learn.D(); d < 10*time.Second {
 		bad("model.learn: %v is too short to learn from: at least 10s", d)

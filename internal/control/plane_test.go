@@ -66,7 +66,7 @@ func (w *world) up() {
 	}
 	runner, err := host.New(host.Config{
 		Host: w.label.ID, Dir: filepath.Join(w.data, "agent"), Services: w.host, Guests: w.host, Diagnostics: w.host, Reports: b,
-		Units: w.host.Names(), DryRun: w.label.DryRun, Boot: "b", Stable: 10 * time.Millisecond, Log: quiet,
+		Units: w.host.Names, DryRun: w.label.DryRun, Boot: "b", Stable: 10 * time.Millisecond, Log: quiet,
 	})
 	if err != nil {
 		w.t.Fatal(err)

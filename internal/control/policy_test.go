@@ -233,3 +233,18 @@ func TestFreezesEndAndAreChecked(t *testing.T) {
 		return nil, err == nil && len(state.Freezes) == 0
 	})
 }
+
+// What the policy rules out is not recommended.
+func TestNeverIsNotRecommended(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.Actions.Recycle.Approval = "never"
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	if rec := w.recommended(fleet.RecommendationPending); rec.Action == fleet.ActionRecycle {
+		t.Errorf("%+v", rec)
+	}
+	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrRefused) || !strings.Contains(err.Error(), "rules recycle out") {
+		t.Errorf("%v", err)
+	}
+}

@@ -103,6 +103,7 @@ func (r *recommender) costs() predictor.Costs {
 func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	h.Actions = r.permitted(h.Actions)
 	d := predictor.Decide(p, h, r.costs(), r.triedOn(p))
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
@@ -128,6 +129,13 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 	r.open[h.ID] = rec.ID
 	r.record(ctx, "policy:"+rec.Policy, "recommend", rec)
 	r.log.Info("recommendation", "host", h.ID, "action", rec.Action, "signature", p.Signature, "culprit", p.Culprit, "dry_run", rec.DryRun, "id", rec.ID)
+}
+
+// permitted leaves out the actions that the policy rules out, so that none of them is
+// recommended.
+func (r *recommender) permitted(actions []fleet.Action) []fleet.Action {
+	policy := r.policy()
+	return slices.DeleteFunc(slices.Clone(actions), func(a fleet.Action) bool { return policy.Approval(a) == "never" })
 }
 
 // reconsider closes an open recommendation that the evidence no longer carries.

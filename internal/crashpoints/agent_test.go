@@ -178,7 +178,7 @@ func agentMain() error {
 	reports := toFile{filepath.Join(dir, "reports.jsonl"), make(chan struct{})}
 	vms, guests := agent.VMs(&qmp.Preserver{Sockets: os.Getenv(envQMP), Dir: filepath.Join(dir, "reset"), Station: kill.station})
 	cfg := host.Config{
-		Host: "h", Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, VMs: vms, Reports: reports, Units: names,
+		Host: "h", Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, VMs: vms, Reports: reports, Units: services.Names,
 		Stable: 30 * time.Millisecond, Log: quiet,
 	}
 	cfg.Journal.Wrap = func(f journal.File) journal.File { return killedFile{f, kill} }

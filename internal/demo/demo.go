@@ -146,7 +146,7 @@ func (m *member) run(ctx context.Context, o Options, h fleet.Host) error {
 	}
 	runner, err := host.New(host.Config{
 		Host: m.id, Dir: dir, Services: m.host, Guests: m.host, Diagnostics: m.host, Reports: b,
-		Units: h.Units, Stable: stable, Boot: "simulated", Log: o.Log.With("simulated", true),
+		Units: m.host.Names, Stable: stable, Boot: "simulated", Log: o.Log.With("simulated", true),
 	})
 	if err != nil {
 		return fmt.Errorf("simulated host %s: %w", m.id, err)

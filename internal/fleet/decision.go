@@ -211,8 +211,9 @@ type GuestReport struct {
 	VM
 	// Alive is true where the guest answered its probe.
 	Alive bool `json:"alive"`
-	// MaxGapSeconds is the longest time for which the guest did not run; 0
-	// where the probe cannot tell.
+	// MaxGapSeconds is the longest time for which the guest did not run, or, where
+	// that is not known, was not seen to run, which is never less; 0 where the probe
+	// cannot tell.
 	MaxGapSeconds float64 `json:"max_gap_s,omitempty"`
 	// Host is where the guest was found, if not on the execution's host: it moved.
 	Host HostID `json:"host,omitempty"`

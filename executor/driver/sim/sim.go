@@ -153,7 +153,7 @@ func (h *Host) Restart(ctx context.Context, name string) error {
 	u := h.units[name]
 	if u == nil || u.refusal != "" {
 		h.mu.Unlock()
-		return fmt.Errorf("%s must not be restarted", name)
+		return driver.As(driver.ClassPermanent, fmt.Errorf("%s must not be restarted", name))
 	}
 	u.busy, u.active = true, false
 	h.mu.Unlock()
@@ -172,7 +172,7 @@ func (h *Host) Restart(ctx context.Context, name string) error {
 			h.cfg.Restarted(name)
 		}
 		if !helped {
-			done <- fmt.Errorf("restart %s: the start failed", name)
+			done <- driver.As(driver.ClassPermanent, fmt.Errorf("restart %s: the start failed", name))
 		}
 		close(done)
 	}()

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/tardigrade-recovery/tardigrade/executor/driver"
 )
@@ -30,6 +32,7 @@ type conn interface {
 	ResetFailedUnitContext(ctx context.Context, name string) error
 	KillUnitWithTarget(ctx context.Context, name string, target dbus.Who, signal int32) error
 	GetManagerProperty(prop string) (string, error)
+	ListUnitsByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitStatus, error)
 	Connected() bool
 	Close()
 }
@@ -53,12 +56,12 @@ type Config struct {
 // Services is the services of this host. It is safe for concurrent use. It connects
 // when it is first used, and again after systemd was re-executed.
 type Services struct {
-	cfg    Config
-	health map[string]driver.Health
-	dial   func(context.Context) (conn, error)
+	cfg  Config
+	dial func(context.Context) (conn, error)
 
-	mu   sync.Mutex
-	conn conn
+	mu    sync.Mutex
+	conn  conn
+	units []driver.Unit
 }
 
 // New returns the services of this host.
@@ -75,11 +78,30 @@ func New(cfg Config) *Services {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Services{cfg: cfg, health: make(map[string]driver.Health, len(cfg.Units)), dial: dial}
-	for _, u := range cfg.Units {
-		s.health[u.Name] = u.Health
+	return &Services{cfg: cfg, dial: dial, units: cfg.Units}
+}
+
+// Use replaces the units, as after [Services.Discover].
+func (s *Services) Use(units []driver.Unit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.units = slices.Clone(units)
+}
+
+// Units returns the units, in order; the caller must not change them.
+func (s *Services) Units() []driver.Unit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.units
+}
+
+func (s *Services) health(unit string) driver.Health {
+	for _, u := range s.Units() {
+		if u.Name == unit {
+			return u.Health
+		}
 	}
-	return s
+	return driver.Health{}
 }
 
 // dial prefers systemd's own socket, which works even while the message bus is
@@ -93,7 +115,7 @@ func dial(ctx context.Context) (conn, error) {
 	if err2 == nil {
 		return c, nil
 	}
-	return nil, fmt.Errorf("connect to systemd: is it this host's init, and is the agent root? %w", errors.Join(err, err2))
+	return nil, driver.As(driver.ClassTransient, fmt.Errorf("connect to systemd: is it this host's init, and is the agent root? %w", errors.Join(err, err2)))
 }
 
 func (s *Services) bus(ctx context.Context) (conn, error) {
@@ -125,10 +147,11 @@ func (s *Services) Close() {
 	}
 }
 
-// Names lists the configured units, in order.
+// Names lists the units, in order.
 func (s *Services) Names() []string {
-	names := make([]string, len(s.cfg.Units))
-	for i, u := range s.cfg.Units {
+	units := s.Units()
+	names := make([]string, len(units))
+	for i, u := range units {
 		names[i] = u.Name
 	}
 	return names
@@ -137,10 +160,11 @@ func (s *Services) Names() []string {
 // Healthy tells of each configured unit whether it is active and healthy now. A
 // unit that cannot be asked about is left out.
 func (s *Services) Healthy(ctx context.Context) map[string]bool {
-	out := make(map[string]bool, len(s.cfg.Units))
+	units := s.Units()
+	out := make(map[string]bool, len(units))
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for _, u := range s.cfg.Units {
+	for _, u := range units {
 		wg.Go(func() {
 			p, err := s.properties(ctx, u.Name)
 			if err != nil {
@@ -168,6 +192,10 @@ type properties struct {
 	// dependants are restarted when the unit is.
 	dependants []string
 	names      []string
+	// after are the units that this one starts after, or needs.
+	after []string
+	// entered is when it became active, on the monotonic clock; 0 if it never did.
+	entered time.Duration
 }
 
 func (p properties) active() bool { return p.state == "active" && !p.job }
@@ -196,6 +224,11 @@ func (s *Services) properties(ctx context.Context, unit string) (properties, err
 	for _, k := range []string{"RequiredBy", "BoundBy", "ConsistsOf"} {
 		p.dependants = append(p.dependants, texts(m, k)...)
 	}
+	for _, k := range []string{"After", "Requires", "BindsTo"} {
+		p.after = append(p.after, texts(m, k)...)
+	}
+	entered, _ := m["ActiveEnterTimestampMonotonic"].(uint64)
+	p.entered = time.Duration(min(entered, 1<<50)) * time.Microsecond
 	return p, nil
 }
 
@@ -323,13 +356,15 @@ func (s *Services) refusal(ctx context.Context, unit string, p properties) (stri
 
 // Restart restarts the unit, or starts it if it does not run, and returns once
 // systemd's job is over. A service that does not stop within the grace time is killed.
+// Its errors have a class: transient where systemd was not asked, permanent where it
+// said no or the unit does not start, and unknown where its answer did not come.
 func (s *Services) Restart(ctx context.Context, unit string) error {
 	st, err := s.Observe(ctx, unit)
 	if err != nil {
-		return err
+		return driver.As(driver.ClassTransient, err)
 	}
 	if st.Refusal != "" {
-		return fmt.Errorf("%s must not be restarted: %s", unit, st.Refusal)
+		return driver.As(driver.ClassPermanent, fmt.Errorf("%s must not be restarted: %s", unit, st.Refusal))
 	}
 	c, err := s.bus(ctx)
 	if err != nil {
@@ -340,7 +375,11 @@ func (s *Services) Restart(ctx context.Context, unit string) error {
 	_ = c.ResetFailedUnitContext(ctx, unit)
 	done := make(chan string, 1)
 	if _, err := c.RestartUnitContext(ctx, unit, "replace", done); err != nil {
-		return fmt.Errorf("restart %s: %w", unit, err)
+		class := driver.ClassUnknown
+		if _, answered := errors.AsType[godbus.Error](err); answered {
+			class = driver.ClassPermanent
+		}
+		return driver.As(class, fmt.Errorf("restart %s: %w", unit, err))
 	}
 	grace := time.NewTimer(s.cfg.Grace)
 	defer grace.Stop()
@@ -349,10 +388,13 @@ func (s *Services) Restart(ctx context.Context, unit string) error {
 	for {
 		select {
 		case result := <-done:
-			if result != "done" {
-				return fmt.Errorf("restart %s: systemd's job ended with %q", unit, result)
+			switch result {
+			case "done":
+				return nil
+			case "canceled": // somebody asked for something else meanwhile
+				return driver.As(driver.ClassUnknown, fmt.Errorf("restart %s: systemd's job was canceled", unit))
 			}
-			return nil
+			return driver.As(driver.ClassPermanent, fmt.Errorf("restart %s: systemd's job ended with %q", unit, result))
 		case <-grace.C:
 			if err := s.killStuck(ctx, c, unit); err != nil {
 				return err
@@ -404,9 +446,9 @@ func (s *Services) killStuck(ctx context.Context, c conn, unit string) error {
 // Verify waits until the unit is active and its health check passes. It gives up
 // when systemd has, and at the latest after the configured time.
 func (s *Services) Verify(ctx context.Context, unit string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Verify)
+	health := s.health(unit)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Verify+health.ActiveFor)
 	defer cancel()
-	health := s.health[unit]
 	var last error
 	for {
 		p, err := s.properties(ctx, unit)
@@ -415,7 +457,10 @@ func (s *Services) Verify(ctx context.Context, unit string) error {
 			last = earlier(last, err)
 		case p.active():
 			if last = health.Check(ctx); last == nil {
-				return nil
+				if last = lasting(p, health.ActiveFor); last == nil {
+					return nil
+				}
+				break
 			}
 			last = fmt.Errorf("%s is active, but not healthy: %w", unit, last)
 		case !p.job && (p.state == "failed" || p.state == "inactive"):
@@ -429,6 +474,21 @@ func (s *Services) Verify(ctx context.Context, unit string) error {
 		case <-time.After(15 * time.Millisecond):
 		}
 	}
+}
+
+// lasting returns an error unless the unit has been active for so long.
+func lasting(p properties, want time.Duration) error {
+	if want <= 0 {
+		return nil
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	if d := time.Duration(now.Nano()) - p.entered; d < want {
+		return fmt.Errorf("active for %v only, %v are asked for", d.Round(time.Millisecond), want)
+	}
+	return nil
 }
 
 // earlier keeps what was learned before the time ran out.

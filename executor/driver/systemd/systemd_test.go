@@ -43,7 +43,16 @@ var units = map[string]string{
 	"part.service":      "[Unit]\nPartOf=base.service\n[Service]\nExecStart=/tmp/qemu-system-x86_64 infinity\n",
 	"idle-base.service": simple,
 	"idle-part.service": "[Unit]\nRequires=idle-base.service\n[Service]\nExecStart=/tmp/qemu-system-x86_64 infinity\n",
-	"five1.service":     alive("five1"), "five2.service": alive("five2"), "five3.service": alive("five3"), "five4.service": alive("five4"), "five5.service": alive("five5"),
+	// Known names, for the discovery.
+	"libvirtd.service":                 "[Unit]\nAfter=network.target NetworkManager.service\n" + simple,
+	"NetworkManager.service":           "[Unit]\nAfter=prometheus-node-exporter.service\n" + simple,
+	"prometheus-node-exporter.service": simple,
+	"virtqemud.service":                "[Service]\nExecStart=/bin/sh -c '/tmp/qemu-system-x86_64 infinity & exec sleep infinity'\n",
+	"multipathd.service":               simple,
+	"iscsid.service":                   simple,
+	"neutron-dhcp-agent.service":       "[Service]\nType=simple\nBusName=org.freedesktop.DBus\nExecStart=/bin/sleep infinity\n",
+	"customer-agent.service":           simple,
+	"five1.service":                    alive("five1"), "five2.service": alive("five2"), "five3.service": alive("five3"), "five4.service": alive("five4"), "five5.service": alive("five5"),
 }
 
 func systemctl(t *testing.T, args ...string) {
@@ -170,6 +179,8 @@ func TestOnRealSystemd(t *testing.T) {
 			}
 		}
 	})
+	t.Run("discovery", func(t *testing.T) { discovery(t) })
+	t.Run("health on D-Bus, and for some time", func(t *testing.T) { overTime(t) })
 	t.Run("five services are recycled and verified at once", func(t *testing.T) { five(t) })
 	t.Run("a service that falls over again is noticed", func(t *testing.T) {
 		final, _ := recycle(t, s, []string{"other.service", "crashy.service"})
@@ -194,7 +205,7 @@ func (r *reports) PublishReport(_ context.Context, rep fleet.Report) error {
 func recycle(t *testing.T, s *Services, names []string) (fleet.Report, time.Duration) {
 	t.Helper()
 	r := &reports{final: make(chan fleet.Report, 1)}
-	runner, err := host.New(host.Config{Host: "h", Dir: t.TempDir(), Services: s, Reports: r, Units: names, Log: slog.New(slog.DiscardHandler)})
+	runner, err := host.New(host.Config{Host: "h", Dir: t.TempDir(), Services: s, Reports: r, Units: func() []string { return names }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,6 +243,88 @@ func five(t *testing.T) {
 	}
 	line, _ := json.Marshal(map[string]any{"recycled_units": 5, "recycle_ms": took.Milliseconds()})
 	fmt.Println(string(line))
+}
+
+// discovery finds what is in use of what it knows, in the order of the dependencies.
+func discovery(t *testing.T) {
+	systemctl(t, "start", "libvirtd.service", "NetworkManager.service", "prometheus-node-exporter.service", "virtqemud.service", "multipathd.service",
+		"neutron-dhcp-agent.service", "customer-agent.service")
+	defer exec.Command("systemctl", "stop", "virtqemud.service").Run()
+	s := New(Config{Exclude: []string{"multi*"}})
+	defer s.Close()
+	found, err := s.Discover(t.Context(), []string{"customer-*.service"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var use, left []string
+	for _, f := range found {
+		switch {
+		case f.Left == "":
+			use = append(use, f.Name)
+		case len(left) > 0 || strings.Contains(f.Left, "never restarted") || strings.Contains(f.Left, "lives in its control group") || strings.Contains(f.Left, "inactive"):
+			left = append(left, f.Name)
+		default:
+			left = append(left, f.Name+" for another reason: "+f.Left)
+		}
+		if want := map[string]string{"neutron-dhcp-agent.service": "org.freedesktop.DBus"}[f.Name]; f.Left == "" && f.Health.DBus != want {
+			t.Errorf("%s: health by the D-Bus name %q, want %q", f.Name, f.Health.DBus, want)
+		}
+	}
+	// The exporter is before NetworkManager and that before libvirtd, as their units say;
+	// otherwise network is before virtualisation, and that before monitoring.
+	want := "neutron-dhcp-agent.service prometheus-node-exporter.service NetworkManager.service libvirtd.service customer-agent.service"
+	if got := strings.Join(use, " "); got != want {
+		t.Errorf("found %s, want %s", got, want)
+	}
+	if got := strings.Join(left, " "); got != "multipathd.service virtqemud.service" && got != "iscsid.service multipathd.service virtqemud.service" {
+		t.Errorf("left alone: %s", got)
+	}
+}
+
+func overTime(t *testing.T) {
+	systemctl(t, "start", "other.service")
+	s := New(Config{Verify: 2 * time.Second, Units: []driver.Unit{{Name: "other.service", Health: driver.Health{DBus: "org.freedesktop.systemd1", ActiveFor: 400 * time.Millisecond}}}})
+	defer s.Close()
+	if err := s.Restart(t.Context(), "other.service"); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := s.Verify(t.Context(), "other.service"); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took < 200*time.Millisecond {
+		t.Errorf("verified after %v", took)
+	}
+	s.Use([]driver.Unit{{Name: "other.service", Health: driver.Health{DBus: "org.example.Nobody"}}})
+	if err := s.Verify(t.Context(), "other.service"); err == nil || !strings.Contains(err.Error(), "org.example.Nobody does not answer") {
+		t.Errorf("verified by a name that nobody has: %v", err)
+	}
+	if s.Healthy(t.Context())["other.service"] {
+		t.Error("healthy by a name that nobody has")
+	}
+}
+
+func TestOrder(t *testing.T) {
+	unit := func(name string, r Role) Found { return Found{Unit: driver.Unit{Name: name}, Role: r} }
+	all := []Found{unit("m", RoleMonitoring), unit("v", RoleVirtualisation), unit("n", RoleNetwork), unit("s2", RoleStorage), unit("s1", RoleStorage)}
+	for name, c := range map[string]struct {
+		after map[string][]string
+		want  string
+	}{
+		"by role and name":  {nil, "s1 s2 n v m"},
+		"as systemd says":   {map[string][]string{"s1": {"m"}, "m": {"v", "elsewhere"}}, "s2 n v m s1"},
+		"after itself":      {map[string][]string{"n": {"n"}}, "s1 s2 n v m"},
+		"in a circle":       {map[string][]string{"s1": {"m"}, "m": {"s1"}, "n": {"s1"}}, "s2 v s1 n m"},
+		"in two directions": {map[string][]string{"v": {"s1", "n"}, "n": {"v"}}, "s1 s2 m n v"},
+	} {
+		var got []string
+		for _, f := range order(all, c.after) {
+			got = append(got, f.Name)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %v, want %s", name, got, c.want)
+		}
+	}
 }
 
 func TestKills(t *testing.T) {
