@@ -187,7 +187,7 @@ func (j judging) run(ctx context.Context, all []series.Series, d detector.Detect
 				return fmt.Errorf("series %s: %w", s.Name, err)
 			}
 		} else {
-			watch, err := d.Watch(learn)
+			watch, err := d.Watch(learn, j.protocol == "prefix")
 			if err != nil {
 				return fmt.Errorf("series %s: %w", s.Name, err)
 			}

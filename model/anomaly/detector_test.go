@@ -40,14 +40,17 @@ func TestDetectorLearnsThenScores(t *testing.T) {
 		t.Errorf("at the end: %v", learned)
 	}
 	_, tails = observe(d, rows[1000:])
-	loud := 0
-	for _, p := range tails {
+	episodes, last := 0, -apart
+	for i, p := range tails {
 		if p < 0.001 {
-			loud++
+			if i-last >= apart {
+				episodes++
+			}
+			last = i
 		}
 	}
-	if loud > 40 {
-		t.Errorf("%d of 4000 ordinary samples were called one in a thousand", loud)
+	if episodes > 12 {
+		t.Errorf("%d episodes of one in a thousand began in 4000 ordinary samples", episodes)
 	}
 	x := slices.Clone(rows[4999])
 	x[2] += 5
@@ -186,6 +189,41 @@ func TestReset(t *testing.T) {
 	}
 }
 
+func TestDaysSurvive(t *testing.T) {
+	r := rand.New(rand.NewPCG(25, 26))
+	start := time.Date(2026, 3, 1, 7, 0, 0, 0, time.UTC)
+	rows := make([][]float64, 600)
+	for i := range rows {
+		rows[i] = []float64{math.Sin(2*math.Pi*float64(i)/96) + 0.1*r.NormFloat64(), r.NormFloat64()}
+	}
+	d, err := New(2, Config{Learn: 100, Interval: 15 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.FitFrom(start, rows[:500]); err != nil {
+		t.Fatal(err)
+	}
+	if d.live.m.period != 96 {
+		t.Fatalf("a day of %d samples", d.live.m.period)
+	}
+	state, err := d.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Unmarshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, x := range rows[500:] {
+		at := start.Add(time.Duration(500+i) * 15 * time.Minute)
+		_, a := d.Observe(at, x)
+		_, b := again.Observe(at, x)
+		if a != b {
+			t.Fatalf("%d samples later: tail %v, restored %v", i, a, b)
+		}
+	}
+}
+
 func TestDetectorStateSurvives(t *testing.T) {
 	for _, samples := range []int{0, 30, 70, 100, 300} {
 		r := rand.New(rand.NewPCG(3, uint64(samples)))
@@ -249,6 +287,18 @@ func FuzzUnmarshal(f *testing.F) {
 		}
 		f.Add(state[headBytes : len(state)-sha256.Size])
 	}
+	d, daily := newDetector(f, 1, 50), make([][]float64, 100)
+	for i := range daily {
+		daily[i] = []float64{math.Sin(2 * math.Pi * float64(i) / 24)}
+	}
+	if err := d.Fit(daily); err != nil || d.live.m.period != 24 {
+		f.Fatalf("a day of 24 samples was not found: %v", err)
+	}
+	state, err := d.MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(state[headBytes : len(state)-sha256.Size])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		// The checksum is made to match, so that the decoder itself is tried.
 		b := append(binary.LittleEndian.AppendUint32([]byte(magic), stateVersion), body...)
@@ -297,10 +347,102 @@ func TestObserveAllocatesNothing(t *testing.T) {
 
 func TestAHostFitsIn64KiB(t *testing.T) {
 	d := newDetector(t, 38, 200)
-	observe(d, host(rand.New(rand.NewPCG(1, 1)), 300, 38))
+	rows := host(rand.New(rand.NewPCG(1, 1)), 1000, 38)
+	for i, x := range rows {
+		for j := range x {
+			x[j] += 3 * math.Sin(2*math.Pi*float64(i)/288)
+		}
+	}
+	if err := d.Fit(rows); err != nil || d.live.m.period != 288 {
+		t.Fatalf("a day of %d samples: %v", d.live.m.period, err)
+	}
 	if model, state := d.Bytes(); model+state > 64<<10 {
 		t.Errorf("model %d and state %d bytes", model, state)
 	} else {
 		t.Logf("model %d and state %d bytes", model, state)
+	}
+}
+
+// dailyExcess is how far the last sample was from what the days before had.
+func dailyExcess(l *Scorer) float64 {
+	e := excess{base: l.day.base, size: l.day.size}
+	before := l.day
+	before.profile, before.total = slices.Clone(before.profile), slices.Clone(before.total)
+	before.phase = (before.phase + before.period - 1) % before.period
+	x := make([]float32, len(l.parts))
+	before.compare(l.row(0), x)
+	return e.strengths(make([]float32, len(x)), x)
+}
+
+func TestKnowsTheTimeOfDay(t *testing.T) {
+	// A backup runs from 2:00 to 3:00, at one sample in five minutes.
+	r := rand.New(rand.NewPCG(21, 22))
+	const day = 288
+	start := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	at := func(i int) time.Time { return start.Add(time.Duration(i) * 5 * time.Minute) }
+	sample := func(i int) []float64 {
+		busy := 0.0
+		if n := i % day; n >= 24 && n < 36 {
+			busy = 1
+		}
+		return []float64{busy + 0.05*r.NormFloat64(), 0.5 + 0.3*math.Sin(2*math.Pi*float64(i)/day) + 0.05*r.NormFloat64()}
+	}
+	rows := make([][]float64, 8*day)
+	for i := range rows {
+		rows[i] = sample(i)
+	}
+	for name, interval := range map[string]time.Duration{"the interval is known": 5 * time.Minute, "it is not": 0} {
+		fresh := func() *Detector {
+			d, err := New(2, Config{Learn: 1000, Interval: interval})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.FitFrom(start, rows); err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		// The day after, one on which the backup comes six hours late, and one that is
+		// known from four o'clock on only.
+		run := func(first, late int) (untimely float64) {
+			d := fresh()
+			for i := first; i < day; i++ {
+				x := sample(len(rows) + i)
+				x[0] = sample(len(rows) + (i-late+day)%day)[0]
+				d.Observe(at(len(rows)+i), x)
+				untimely += dailyExcess(d.live)
+			}
+			return untimely
+		}
+		usual, late := run(0, 0), run(0, 72)
+		if late < 20 || usual > late/5 {
+			t.Errorf("%s: a day with the backup at its time is untimely by %v, six hours late by %v", name, usual, late)
+		}
+		if gap := run(48, 0); interval > 0 && gap > late/5 {
+			t.Errorf("after a gap an ordinary day is untimely by %v", gap)
+		}
+	}
+}
+
+func TestFindsTheLengthOfADay(t *testing.T) {
+	r := rand.New(rand.NewPCG(23, 24))
+	for _, day := range []int{96, 288, 1440} {
+		levels := make([]int16, 0, 8*day*3)
+		walk := 0.0
+		for i := range 8 * day {
+			walk += 0.1 * r.NormFloat64()
+			s := 3 * math.Sin(2*math.Pi*float64(i)/float64(day))
+			levels = append(levels, int16(steps*(s+r.NormFloat64())), int16(steps*(max(s, 1)+r.NormFloat64())), int16(steps*walk))
+		}
+		if got := findPeriod(levels, 3, days[:]); got != day {
+			t.Errorf("a day of %d samples: found %d", day, got)
+		}
+	}
+	noise := make([]int16, 3000)
+	for i := range noise {
+		noise[i] = int16(steps * r.NormFloat64())
+	}
+	if got := findPeriod(noise, 1, days[:]); got != 0 {
+		t.Errorf("noise has a day of %d samples", got)
 	}
 }

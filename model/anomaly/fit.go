@@ -87,31 +87,38 @@ func (s *moments) gauss() (gauss, error) {
 	return g, nil
 }
 
-// fit learns a model from rows of so many columns, and returns it with the state
-// after the last of them.
-func fit(rows []float32, columns int) (*Model, *Scorer, error) {
+// most is how many values the tails of the features are learned from.
+const most = 32 << 20
+
+// fit learns a model from rows of so many columns, the first of them so many samples after
+// midnight, and returns it with the state after the last of them. among are the lengths
+// that a day may have.
+func fit(rows []float32, columns, phase int, among []int) (*Model, *Scorer, error) {
 	n := len(rows) / columns
 	m := &Model{columns: columns}
 	m.locate(rows)
 	x := make([]float64, columns)
-	each := func(f func(*Scorer)) {
+	each := func(f func(r int, l *Scorer)) {
 		l := m.Scorer()
 		for r := range n {
 			for i, v := range rows[r*columns : (r+1)*columns] {
 				x[i] = float64(v)
 			}
 			l.push(x)
-			f(l)
+			f(r, l)
 		}
 	}
+	ripe := func(l *Scorer) bool { return l.seen == window || n < 2*window }
 
 	p := order*columns + 1
-	calm, ripe := make([]float64, len(windows)*columns), 0.0
-	each(func(l *Scorer) {
-		if l.seen == window || n < 2*window {
-			ripe++
+	calm, count := make([]float64, len(windows)*columns), 0.0
+	levels := make([]int16, 0, n*columns)
+	each(func(_ int, l *Scorer) {
+		levels = append(levels, l.row(0)...)
+		if ripe(l) {
+			count++
 			for i, v := range l.feature {
-				calm[i] += (float64(v) - calm[i]) / ripe
+				calm[i] += (float64(v) - calm[i]) / count
 			}
 		}
 	})
@@ -120,13 +127,13 @@ func fit(rows []float32, columns int) (*Model, *Scorer, error) {
 		m.calm[i] = float32(v)
 	}
 
-	feature := make([]float32, len(windows)*columns+1)
-	spread, course := newMoments(len(feature), 0), newMoments(p, columns)
-	feature[len(feature)-1] = 1
-	each(func(l *Scorer) {
-		if l.seen == window || n < 2*window {
-			copy(feature, l.feature)
-			spread.add(feature, nil)
+	slower := make([]float32, (len(windows)-1)*columns+1)
+	spread, course := newMoments(len(slower), 0), newMoments(p, columns)
+	slower[len(slower)-1] = 1
+	each(func(_ int, l *Scorer) {
+		if ripe(l) {
+			copy(slower, l.feature[columns:])
+			spread.add(slower, nil)
 		}
 		course.add(l.lags, l.residual)
 	})
@@ -140,7 +147,7 @@ func fit(rows []float32, columns int) (*Model, *Scorer, error) {
 	residual := make([]float32, columns+1)
 	residual[columns] = 1
 	surprise := newMoments(columns+1, 0)
-	each(func(l *Scorer) {
+	each(func(_ int, l *Scorer) {
 		l.predict()
 		copy(residual, l.residual)
 		surprise.add(residual, nil)
@@ -149,13 +156,87 @@ func fit(rows []float32, columns int) (*Model, *Scorer, error) {
 		return nil, nil, err
 	}
 
-	a, b := make([]float64, 0, n), make([]float64, 0, n)
-	each(func(l *Scorer) {
+	untimelies := m.days(levels, phase, among)
+	kept := [kinds][]float32{restless: nil}
+	features := len(windows) + kinds - 1
+	stride := 1 + (n-1)/max(1, min(n, most/(features*columns)))
+	each(func(r int, l *Scorer) {
+		if r%stride != 0 || !ripe(l) {
+			return
+		}
 		l.predict()
-		a = append(a, m.spread.distance(l.feature, l.product))
-		b = append(b, m.surprise.distance(l.residual, l.product[:columns]))
+		kept[restless] = append(kept[restless], l.feature...)
+		kept[jumped] = append(kept[jumped], l.step...)
+		for i, v := range l.residual {
+			l.step[i] = float32(math.Abs(float64(v)))
+		}
+		kept[strayed] = append(kept[strayed], l.step...)
+		if m.period > 0 && r >= m.period {
+			kept[untimely] = append(kept[untimely], untimelies[r*columns:(r+1)*columns]...)
+		}
 	})
-	m.usual(a, b)
+	for kind, values := range kept {
+		width, least := columns, float32(leastTail)
+		switch kind {
+		case restless:
+			width = len(windows) * columns
+		case untimely:
+			least = dayLeast
+			if m.period == 0 {
+				continue
+			}
+		}
+		m.excess[kind] = newExcess(width)
+		column := make([]float32, len(values)/width)
+		for i := range width {
+			for r := range column {
+				column[r] = values[r*width+i]
+			}
+			m.excess[kind].learn(i, column, least)
+		}
+	}
+	kept = [kinds][]float32{}
+
+	var spreads, surprises []float64
+	var sums [kinds][]float64
+	each(func(r int, l *Scorer) {
+		if !ripe(l) {
+			return
+		}
+		sum := func(kind int, x []float32) {
+			sums[kind] = append(sums[kind], m.excess[kind].strengths(l.strength[:len(x)], x))
+		}
+		l.predict()
+		sum(restless, l.feature)
+		sum(jumped, l.step)
+		for i, v := range l.residual {
+			l.step[i] = float32(math.Abs(float64(v)))
+		}
+		sum(strayed, l.step)
+		if m.period > 0 {
+			sum(untimely, untimelies[r*columns:(r+1)*columns])
+		}
+		spreads = append(spreads, m.spread.distance(l.feature[columns:], l.product))
+		surprises = append(surprises, m.surprise.distance(l.residual, l.product[:columns]))
+	})
+	all := make([]float64, len(spreads))
+	usual := func(values []float64, weight float64) (median, scale float64) {
+		median, scale = middle(slices.Clone(values))
+		for i, v := range values {
+			all[i] += weight * max(0, (v-median)/scale)
+		}
+		return median, scale
+	}
+	m.spread.median, m.spread.scale = usual(spreads, spreadWeight)
+	m.surprise.median, m.surprise.scale = usual(surprises, surpriseWeight)
+	for kind := range sums {
+		if len(sums[kind]) > 0 {
+			m.excess[kind].median, m.excess[kind].scale = usual(sums[kind], weights[kind])
+		}
+	}
+	for _, v := range all {
+		m.slow += min(v, slowCap) / float64(len(all))
+	}
 	l := m.Scorer()
 	for r := range n {
 		for i, v := range rows[r*columns : (r+1)*columns] {
@@ -164,6 +245,29 @@ func fit(rows []float32, columns int) (*Model, *Scorer, error) {
 		l.Score(x)
 	}
 	return m, l, nil
+}
+
+// days learns the daily course, if there is one, and returns how far each of the levels
+// was from it, 0 where nothing was known yet.
+func (m *Model) days(levels []int16, phase int, among []int) []float32 {
+	c := m.columns
+	if m.period = findPeriod(levels, c, among); m.period == 0 {
+		return nil
+	}
+	n := len(levels) / c
+	m.excess[untimely] = newExcess(c)
+	m.profile = make([]int16, min(mostSlots, m.period)*c)
+	for i := range m.profile {
+		m.profile[i] = unseen
+	}
+	m.phase = phase % m.period
+	d := newDay(m)
+	out := make([]float32, len(levels))
+	for r := range n {
+		d.compare(levels[r*c:(r+1)*c], out[r*c:(r+1)*c])
+	}
+	m.profile = d.profile
+	return out
 }
 
 // locate learns the columns' means and deviations.
@@ -212,21 +316,4 @@ func (s *moments) regression() ([]float32, error) {
 		}
 	}
 	return coef, nil
-}
-
-// usual learns what the distances are while learning.
-func (m *Model) usual(spread, surprise []float64) {
-	m.spread.usual(spread)
-	m.surprise.usual(surprise)
-	for i := range spread {
-		m.slow += min(m.spread.units(spread[i])+surpriseWeight*m.surprise.units(surprise[i]), slowCap) / float64(len(spread))
-	}
-}
-
-func (g *gauss) usual(distances []float64) {
-	s := slices.Clone(distances)
-	slices.Sort(s)
-	last := float64(len(s) - 1)
-	g.median = s[int(0.5*last)]
-	g.scale = max(s[int(0.99*last)]-g.median, 0.05)
 }

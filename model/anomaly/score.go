@@ -21,8 +21,12 @@ type Model struct {
 	inverse  []float32 // of the deviation; 0 for a column that was never there
 	coef     []float32 // for each column: of order samples, the latest first, and the constant
 	calm     []float32 // means of the moving deviations, a window after the other
-	spread   gauss     // of their distances from their slow means
+	spread   gauss     // of the slower moving deviations' distances from their slow means
 	surprise gauss
+	excess   [kinds]excess
+	period   int     // samples of a day; 0 where there is no daily course
+	phase    int     // which of them the first learned sample was
+	profile  []int16 // the day as it was learned, a slot after the other
 	slow     float64 // mean of the parts' sum, at the end of learning
 }
 
@@ -32,7 +36,10 @@ func (m *Model) Bytes() int {
 	for _, g := range []*gauss{&m.spread, &m.surprise} {
 		n += len(g.mean) + len(g.precision)
 	}
-	return 4 * n
+	for k := range m.excess {
+		n += 2 * len(m.excess[k].base)
+	}
+	return 4*n + 2*len(m.profile)
 }
 
 // Scorer scores the samples of one host, in order. It is not safe for concurrent use.
@@ -45,23 +52,28 @@ type Scorer struct {
 	sum    [len(windows)][]int32
 	square [len(windows)][]int64
 	drift  []float32 // slow means of the moving deviations
+	day    day
 	slow   float64
-	held   []float64 // exponential mean of the parts
-	parts  []float64 // of the last score
+	held   [len(holds)][]float64 // exponential means of the parts
+	parts  []float64             // of the last score
 	total  float64
 
-	lags, feature, residual, product []float32
-	absent                           []bool
+	lags, feature, residual, product, step, strength []float32
+	absent                                           []bool
 }
 
-// Scorer returns one at the begin of a stream.
+// Scorer returns one at the begin of a stream, at the time of day at which learning began.
 func (m *Model) Scorer() *Scorer {
 	columns := m.columns
 	l := &Scorer{
-		m: m, slow: m.slow, parts: make([]float64, columns), drift: slices.Clone(m.calm),
-		ring: make([]int16, window*columns), held: make([]float64, columns),
-		lags: make([]float32, order*columns+1), feature: make([]float32, len(windows)*columns),
+		m: m, slow: m.slow, parts: make([]float64, columns), drift: slices.Clone(m.calm), day: newDay(m),
+		ring: make([]int16, window*columns),
+		lags: make([]float32, order*columns+1), feature: make([]float32, len(windows)*columns), step: make([]float32, columns),
 		residual: make([]float32, columns), product: make([]float32, len(windows)*columns), absent: make([]bool, columns),
+		strength: make([]float32, len(windows)*columns),
+	}
+	for k := range holds {
+		l.held[k] = make([]float64, columns)
 	}
 	for k := range windows {
 		l.sum[k], l.square[k] = make([]int32, columns), make([]int64, columns)
@@ -71,8 +83,9 @@ func (m *Model) Scorer() *Scorer {
 
 // Bytes is the memory that the scorer holds beside its model.
 func (l *Scorer) Bytes() int {
-	c := len(l.held)
-	return 2*len(l.ring) + len(windows)*12*c + 17*c + 4*(len(l.drift)+len(l.lags)+len(l.feature)+len(l.residual)+len(l.product))
+	c := len(l.parts)
+	return 2*len(l.ring) + len(windows)*12*c + (8*len(holds)+9)*c + l.day.bytes() +
+		4*(len(l.drift)+len(l.lags)+len(l.feature)+len(l.residual)+len(l.product)+len(l.step)+len(l.strength))
 }
 
 // row is the row so many samples ago.
@@ -81,12 +94,13 @@ func (l *Scorer) row(ago int) []int16 {
 	if r < 0 {
 		r += window
 	}
-	c := len(l.held)
+	c := len(l.parts)
 	return l.ring[r*c : (r+1)*c]
 }
 
 // push takes in a sample: lags become the samples before it, residual its logarithmic
-// z-scores, and feature the distances of the moving deviations from their slow means.
+// z-scores, step their distances from the last ones, and feature the distances of the
+// moving deviations from their slow means.
 func (l *Scorer) push(x []float64) {
 	m := l.m
 	c := m.columns
@@ -117,6 +131,7 @@ func (l *Scorer) push(x []float64) {
 			q = int16(math.RoundToEven(max(-127, min(127, y)) * steps))
 		}
 		l.residual[i] = float32(q) * (1.0 / steps)
+		l.step[i] = float32(abs(int32(q)-int32(last[i]))) * (1.0 / steps)
 		n := int64(q)
 		for k := range windows {
 			if l.seen > 0 {
@@ -139,6 +154,7 @@ func (l *Scorer) push(x []float64) {
 		for r := range window {
 			copy(l.ring[r*c:(r+1)*c], now)
 		}
+		clear(l.step)
 		for k := range order {
 			copy(l.lags[k*c:(k+1)*c], l.residual)
 		}
@@ -215,28 +231,64 @@ func split(value float64, x, product []float32, parts []float64) {
 	}
 }
 
+// add adds the weighted part of the excesses of some features to the columns' parts, and
+// returns what it added.
+func (l *Scorer) add(kind int, e excess, x []float32) float64 {
+	sum := e.strengths(l.strength[:len(x)], x)
+	v := weights[kind] * max(0, (sum-e.median)/e.scale)
+	if v == 0 {
+		return 0
+	}
+	k, c := v/sum, len(l.parts)
+	for at := 0; at < len(x); at += c {
+		for i, s := range l.strength[at : at+c] {
+			if s != 0 {
+				l.parts[i] += k * float64(s)
+			}
+		}
+	}
+	return v
+}
+
 // Score takes the next sample; NaN and infinities are missing, and so is what is left
-// out at the end. The score is 0 where all is as while learning, has no unit, and is
-// about 1 at the edge of what is normal.
+// out at the end. The score is 0 where all is as while learning, and has no unit.
 func (l *Scorer) Score(x []float64) float64 {
 	m, parts := l.m, l.parts
 	clear(parts)
 	l.push(x)
 	l.predict()
-	spread := m.spread.units(m.spread.distance(l.feature, l.product))
-	split(spread, l.feature, l.product, parts)
+	sum := l.add(restless, m.excess[restless], l.feature)
+	sum += l.add(jumped, m.excess[jumped], l.step)
+	for i, r := range l.residual {
+		l.step[i] = float32(math.Abs(float64(r)))
+	}
+	sum += l.add(strayed, m.excess[strayed], l.step)
+	if m.period > 0 {
+		l.day.compare(l.row(0), l.step)
+		sum += l.add(untimely, excess{l.day.base, l.day.size, m.excess[untimely].median, m.excess[untimely].scale}, l.step)
+		l.day.adapt(l.step)
+	}
+	slower := l.feature[m.columns:]
+	spread := spreadWeight * m.spread.units(m.spread.distance(slower, l.product))
+	split(spread, slower, l.product, parts)
 	surprise := surpriseWeight * m.surprise.units(m.surprise.distance(l.residual, l.product[:m.columns]))
 	split(surprise, l.residual, l.product[:m.columns], parts)
+	sum += spread + surprise
 	k := 1 / (1 + slowWeight*l.slow)
-	l.slow += (min(spread+surprise, slowCap) - l.slow) / slowTau
-	now := k * (spread + surprise)
-	capped := min(1, holdCap/max(now, 1e-9))
+	l.slow += (min(sum, slowCap) - l.slow) / slowTau
+	now := k * sum
 	l.follow(m, float32(min(1, 1/max(now, 1e-9))/driftTau))
 	l.total = 0
+	var capped [len(holds)]float64
+	for j, h := range holds {
+		capped[j] = k * min(1, h.limit/max(now, 1e-9))
+	}
 	for i, p := range parts {
-		p *= k
-		l.held[i] += holdRate * (capped*p - l.held[i])
-		parts[i] = p + holdWeight*l.held[i]
+		parts[i] = k * p
+		for j, h := range holds {
+			l.held[j][i] += h.rate * (capped[j]*p - l.held[j][i])
+			parts[i] += h.weight * l.held[j][i]
+		}
 		l.total += parts[i]
 	}
 	return l.total
@@ -247,7 +299,11 @@ func (l *Scorer) follow(m *Model, rate float32) {
 	for k, w := range windows {
 		if l.seen >= w {
 			for i := k * m.columns; i < (k+1)*m.columns; i++ {
-				l.drift[i] += rate * (l.feature[i] + m.spread.mean[i])
+				v := l.feature[i]
+				if k > 0 { // the spread has centred it
+					v += m.spread.mean[i-m.columns]
+				}
+				l.drift[i] += rate * v
 			}
 		}
 	}
@@ -258,4 +314,11 @@ func (l *Scorer) follow(m *Model, rate float32) {
 func (l *Scorer) Explain(dst []float64) float64 {
 	copy(dst, l.parts)
 	return l.total
+}
+
+func abs(v int32) int32 {
+	if v < 0 {
+		return -v
+	}
+	return v
 }

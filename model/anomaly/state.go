@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 )
 
 // A saved detector is, little-endian: the magic, the version, the body, and the SHA-256
 // of all that.
 const (
 	magic        = "TGANOMAL"
-	stateVersion = 1
+	stateVersion = 2
 	headBytes    = len(magic) + 4
 )
 
@@ -30,12 +31,21 @@ type visitor interface {
 	i16([]int16)
 	i32([]int32)
 	i64([]int64)
+	times(...*time.Time)
 }
 
 func (m *Model) visit(v visitor) {
 	v.floats(&m.slow)
+	v.ints(&m.phase)
+	v.i16(m.profile)
 	for _, s := range [][]float32{m.mean, m.inverse, m.coef, m.calm} {
 		v.f32(s)
+	}
+	for k := range m.excess {
+		e := &m.excess[k]
+		v.f32(e.base)
+		v.f32(e.size)
+		v.floats(&e.median, &e.scale)
 	}
 	for _, g := range []*gauss{&m.spread, &m.surprise} {
 		v.f32(g.mean)
@@ -53,24 +63,40 @@ func (l *Scorer) visit(v visitor) {
 		v.i64(l.square[k])
 	}
 	v.floats(&l.slow, &l.total)
-	v.f64(l.held)
+	for k := range holds {
+		v.f64(l.held[k])
+	}
 	v.f64(l.parts)
+	d, count := &l.day, int(l.day.count)
+	v.ints(&d.phase, &count)
+	d.count = int32(count)
+	v.i16(d.profile)
+	v.i32(d.total)
+	v.f32(d.base)
+	v.f32(d.size)
+}
+
+func (p *peaks) visit(v visitor) {
+	v.floats(&p.base, &p.rate, &p.mean, &p.square, &p.n, &p.episodes, &p.peak)
+	v.ints(&p.calm)
 }
 
 // MarshalBinary returns the state with what was learned.
 func (d *Detector) MarshalBinary() ([]byte, error) {
 	w := writer{b: binary.LittleEndian.AppendUint32([]byte(magic), stateVersion)}
-	modelled := 0
+	modelled, period, interval := 0, 0, int(d.cfg.Interval/time.Millisecond)
 	if d.live != nil {
-		modelled = d.live.m.columns
+		modelled, period = d.live.m.columns, d.live.m.period
 	}
 	learning, rows := d.rows != nil, 0
 	if d.columns > 0 {
 		rows = len(d.rows) / d.columns
 	}
-	w.ints(&d.cfg.Learn, &d.columns, &modelled, &rows)
-	w.bools(&d.done, &d.loud, &learning)
-	w.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale, &d.tail.n)
+	w.ints(&d.cfg.Learn, &d.columns, &modelled, &rows, &period, &interval)
+	w.bools(&d.done, &d.loud, &learning, &d.even)
+	w.times(&d.first, &d.last)
+	w.floats(&d.cfg.Memory)
+	d.tail.visit(&w)
 	w.f32(d.rows)
 	if d.live != nil {
 		d.live.m.visit(&w)
@@ -113,18 +139,21 @@ func Unmarshal(b []byte) (*Detector, error) {
 func decode(body []byte) (*Detector, error) {
 	r := &reader{b: body}
 	d := &Detector{}
-	var modelled, rows int
+	var modelled, rows, period, interval int
 	var learning bool
-	r.ints(&d.cfg.Learn, &d.columns, &modelled, &rows)
-	r.bools(&d.done, &d.loud, &learning)
-	r.floats(&d.cfg.Memory, &d.tail.base, &d.tail.scale, &d.tail.n)
+	r.ints(&d.cfg.Learn, &d.columns, &modelled, &rows, &period, &interval)
+	r.bools(&d.done, &d.loud, &learning, &d.even)
+	r.times(&d.first, &d.last)
+	d.cfg.Interval = time.Duration(interval) * time.Millisecond
+	r.floats(&d.cfg.Memory)
+	d.tail.visit(r)
 	c := d.cfg
-	if r.bad || c.Learn < leastLearn || c.Learn > mostLearn || !(c.Memory >= 1) || d.tail.base < 0 || d.tail.scale < 0 || d.tail.n < 0 ||
+	if r.bad || c.Learn < leastLearn || c.Learn > mostLearn || !(c.Memory >= 1) ||
 		d.columns > mostColumns || modelled > d.columns || rows >= c.Learn || d.done && modelled == 0 ||
-		(rows > 0 && (!learning || d.columns == 0)) || modelled > 0 && (d.tail.scale == 0 || d.tail.n < 1) {
+		period > 0 && (modelled == 0 || period < days[0] || period > mostLearn/leastDays) || (rows > 0 && (!learning || d.columns == 0)) || modelled > 0 && !d.tail.sound() {
 		return nil, fmt.Errorf("%w (its sizes do not fit together)", ErrDamaged)
 	}
-	if want := 4*rows*d.columns + bodyBytes(modelled); len(r.b) != want {
+	if want := 4*rows*d.columns + bodyBytes(modelled, period); len(r.b) != want {
 		return nil, fmt.Errorf("%w (%d bytes of content, not %d)", ErrDamaged, len(r.b), want)
 	}
 	if learning {
@@ -134,11 +163,11 @@ func decode(body []byte) (*Detector, error) {
 		r.missing = false
 	}
 	if modelled > 0 {
-		m := newModel(modelled)
+		m := newModel(modelled, period)
 		m.visit(r)
 		l := m.Scorer()
 		l.visit(r)
-		if l.head >= window || l.seen > window || !m.spread.sound() || !m.surprise.sound() || !l.sound() {
+		if l.head >= window || l.seen > window || !m.sound() || !l.sound() {
 			r.bad = true
 		}
 		d.live = l
@@ -149,20 +178,38 @@ func decode(body []byte) (*Detector, error) {
 	return d, nil
 }
 
-func newModel(columns int) *Model {
+func newModel(columns, period int) *Model {
 	part := func(p int) gauss {
 		return gauss{mean: make([]float32, p), precision: make([]float32, p*(p+1)/2)}
 	}
-	return &Model{
-		columns: columns, mean: make([]float32, columns), inverse: make([]float32, columns),
-		coef: make([]float32, columns*(order*columns+1)), calm: make([]float32, len(windows)*columns), spread: part(len(windows) * columns), surprise: part(columns),
+	m := &Model{
+		columns: columns, period: period, mean: make([]float32, columns), inverse: make([]float32, columns),
+		coef: make([]float32, columns*(order*columns+1)), calm: make([]float32, len(windows)*columns), spread: part((len(windows) - 1) * columns), surprise: part(columns),
 	}
+	m.excess[restless], m.excess[strayed], m.excess[jumped] = newExcess(len(windows)*columns), newExcess(columns), newExcess(columns)
+	if period > 0 {
+		m.excess[untimely] = newExcess(columns)
+		m.profile = make([]int16, min(mostSlots, period)*columns)
+	}
+	return m
+}
+
+func (m *Model) sound() bool {
+	for k := range m.excess {
+		if e := &m.excess[k]; len(e.base) > 0 && !e.sound() {
+			return false
+		}
+	}
+	return m.spread.sound() && m.surprise.sound() && m.phase <= max(0, m.period-1) && m.slow >= 0
 }
 
 func (g *gauss) sound() bool { return g.median >= 0 && g.scale > 0 }
 
 // sound says whether the sums are those of the ring: all later sums come from them.
 func (l *Scorer) sound() bool {
+	if !l.day.sound() {
+		return false
+	}
 	if l.seen == 0 {
 		return l.slow >= 0
 	}
@@ -184,13 +231,28 @@ func (l *Scorer) sound() bool {
 	return l.slow >= 0
 }
 
-// bodyBytes is the length of a model and a scorer of so many columns.
-func bodyBytes(columns int) int {
+// sound says whether the day can be gone on with.
+func (d *day) sound() bool {
+	if d.period == 0 {
+		return d.phase == 0 && d.count == 0
+	}
+	for i, b := range d.base {
+		if b < 0 || !(d.size[i] > 0) {
+			return false
+		}
+	}
+	// A slot has so many samples at most, or is left before.
+	return d.phase < d.period && int(d.count) <= d.period/d.slots+1
+}
+
+// bodyBytes is the length of a model and a scorer of so many columns, with days of so many
+// samples.
+func bodyBytes(columns, period int) int {
 	if columns == 0 {
 		return 0
 	}
 	var s sizer
-	m := newModel(columns)
+	m := newModel(columns, period)
 	m.visit(&s)
 	m.Scorer().visit(&s)
 	return int(s)
@@ -198,14 +260,15 @@ func bodyBytes(columns int) int {
 
 type sizer int
 
-func (s *sizer) ints(p ...*int)       { *s += sizer(4 * len(p)) }
-func (s *sizer) floats(p ...*float64) { *s += sizer(8 * len(p)) }
-func (s *sizer) bools(p ...*bool)     { *s += sizer(len(p)) }
-func (s *sizer) f64(p []float64)      { *s += sizer(8 * len(p)) }
-func (s *sizer) f32(p []float32)      { *s += sizer(4 * len(p)) }
-func (s *sizer) i16(p []int16)        { *s += sizer(2 * len(p)) }
-func (s *sizer) i32(p []int32)        { *s += sizer(4 * len(p)) }
-func (s *sizer) i64(p []int64)        { *s += sizer(8 * len(p)) }
+func (s *sizer) ints(p ...*int)        { *s += sizer(4 * len(p)) }
+func (s *sizer) floats(p ...*float64)  { *s += sizer(8 * len(p)) }
+func (s *sizer) bools(p ...*bool)      { *s += sizer(len(p)) }
+func (s *sizer) f64(p []float64)       { *s += sizer(8 * len(p)) }
+func (s *sizer) f32(p []float32)       { *s += sizer(4 * len(p)) }
+func (s *sizer) i16(p []int16)         { *s += sizer(2 * len(p)) }
+func (s *sizer) i32(p []int32)         { *s += sizer(4 * len(p)) }
+func (s *sizer) i64(p []int64)         { *s += sizer(8 * len(p)) }
+func (s *sizer) times(p ...*time.Time) { *s += sizer(8 * len(p)) }
 
 type writer struct{ b []byte }
 
@@ -260,6 +323,17 @@ func (w *writer) i32(p []int32) {
 func (w *writer) i64(p []int64) {
 	for _, v := range p {
 		w.b = le.AppendUint64(w.b, uint64(v))
+	}
+}
+
+// times are nanoseconds since 1970; 0 is no time.
+func (w *writer) times(p ...*time.Time) {
+	for _, v := range p {
+		n := int64(0)
+		if !v.IsZero() {
+			n = v.UnixNano()
+		}
+		w.b = le.AppendUint64(w.b, uint64(n))
 	}
 }
 
@@ -343,5 +417,13 @@ func (r *reader) i32(p []int32) {
 func (r *reader) i64(p []int64) {
 	for i := range p {
 		p[i] = int64(le.Uint64(r.take(8)))
+	}
+}
+
+func (r *reader) times(p ...*time.Time) {
+	for _, v := range p {
+		if n := int64(le.Uint64(r.take(8))); n != 0 {
+			*v = time.Unix(0, n).UTC()
+		}
 	}
 }

@@ -49,7 +49,7 @@ type Detector struct {
 	// Whole scores a whole series, for such a method.
 	Whole func(rows [][]float64) ([]float64, error)
 
-	watch func(rows [][]float64) (Watch, error) // for one that calibrates itself
+	watch func(rows [][]float64, again bool) (Watch, error) // for one that calibrates itself
 }
 
 // All lists the detectors, the default one first.
@@ -88,9 +88,10 @@ func Find(name string) (Detector, error) {
 
 // Watch learns as Fit does, and calibrates on samples that the model has not learned from: the
 // last quarter under a model of those before, unless the detector has a calibration of its own.
-func (d Detector) Watch(rows [][]float64) (Watch, error) {
+// What is watched follows the rows in time or, with again, begins with them once more.
+func (d Detector) Watch(rows [][]float64, again bool) (Watch, error) {
 	if d.watch != nil {
-		return d.watch(rows)
+		return d.watch(rows, again)
 	}
 	first := len(rows) * 3 / 4
 	early, err := d.Fit(rows[:first])
@@ -140,7 +141,7 @@ func fitter[S Scorer, M interface {
 	}
 }
 
-func watchDefault(rows [][]float64) (Watch, error) {
+func watchDefault(rows [][]float64, again bool) (Watch, error) {
 	d, err := anomaly.New(len(rows[0]), anomaly.Config{Learn: max(20, min(len(rows), 1<<16))})
 	if err != nil {
 		return nil, err
@@ -148,7 +149,9 @@ func watchDefault(rows [][]float64) (Watch, error) {
 	if err := d.Fit(rows); err != nil {
 		return nil, err
 	}
-	d.Reset()
+	if again {
+		d.Rewind()
+	}
 	parts := make([]float64, len(rows[0]))
 	return func(x []float64) (float64, float64) {
 		_, tail := d.Observe(time.Time{}, x)
@@ -207,7 +210,7 @@ func (s baselineScorer) Score(x []float64) float64 {
 
 func (s baselineScorer) Bytes() int { return 5 * 8 * len(s.parts) }
 
-func watchBaseline(rows [][]float64) (Watch, error) {
+func watchBaseline(rows [][]float64, _ bool) (Watch, error) {
 	d, err := newBaseline(rows)
 	if err != nil {
 		return nil, err

@@ -43,7 +43,7 @@ func TestEachDetectorSeesWhatIsPlain(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				w, err := d.Watch(train)
+				w, err := d.Watch(train, false)
 				if err != nil {
 					t.Fatal(err)
 				}
