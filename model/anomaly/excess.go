@@ -67,11 +67,6 @@ func (e *excess) learn(i int, values []float32, least float32) {
 	}
 }
 
-// usual learns what the sum is while learning.
-func (e *excess) usual(sums []float64) {
-	e.median, e.scale = middle(sums)
-}
-
 // middle returns the median and the way from there to the 99th percentile, of values that
 // it sorts.
 func middle(values []float64) (median, scale float64) {
