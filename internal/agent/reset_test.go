@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
@@ -72,6 +73,42 @@ func TestResumeHost(t *testing.T) {
 		t.Error(err)
 	}
 	good.Unharmed()
+}
+
+func TestPreservesConform(t *testing.T) {
+	c, dir := resetBench(t)
+	guests := map[string]*rigtest.QEMU{}
+	for _, id := range []string{"a", "b"} {
+		guests[id] = rigtest.StartQEMU(t, dir, id, 4)
+		guests[id].AwaitTicks(20, time.Minute)
+	}
+	hypervisor := &serial{guests: qmp.New(dir)}
+	drivertest.Preserves(t, drivertest.PreserveBench{
+		Preserver: newPreserved(c, dir, hypervisor), Guests: hypervisor, IDs: []string{"a", "b"},
+		Block: func(t *testing.T, id string) func() {
+			// The file with its RAM is not where it was.
+			memory := guests[id].Memory
+			if err := os.Rename(memory, memory+".away"); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Rename(memory+".away", memory); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+		Damage: func(t *testing.T, id string) {
+			if err := os.Truncate(filepath.Join(dir, "reset", id+".state"), 1000); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Unharmed: func(t *testing.T, ids []string) {
+			for _, id := range ids {
+				guests[id].AwaitTicks(60, time.Minute)
+				guests[id].Unharmed()
+			}
+		},
+	})
 }
 
 func TestOfferReset(t *testing.T) {

@@ -80,3 +80,17 @@ func TestMovesConform(t *testing.T) {
 		},
 	})
 }
+
+func TestPreservesConform(t *testing.T) {
+	h := sim.New(sim.Config{VMs: []fleet.VM{{ID: "a", Name: "a", MemoryBytes: 64 << 20}, {ID: "b", Name: "b", MemoryBytes: 64 << 20}}})
+	p := h.Preserver()
+	drivertest.Preserves(t, drivertest.PreserveBench{
+		Preserver: p, Guests: h, IDs: []string{"a", "b"},
+		Block: func(_ *testing.T, id string) func() {
+			p.Block(id, "its device gpu0 is passed through")
+			return func() { p.Block(id, "") }
+		},
+		Damage:   func(_ *testing.T, id string) { p.Damage(id) },
+		Unharmed: func(*testing.T, []string) {},
+	})
+}
