@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -36,6 +37,17 @@ const memoryDir = "/dev/shm"
 // socket later are ended with the test too. edit may change each argument.
 func StartQEMU(t *testing.T, dir, id string, mib int, edit ...func(arg string) string) *QEMU {
 	t.Helper()
+	return startBootSector(t, dir, id, mib, 0, edit)
+}
+
+// StartQEMUAs is StartQEMU as another user, who must be able to write into dir.
+func StartQEMUAs(t *testing.T, dir, id string, mib int, user uint32) *QEMU {
+	t.Helper()
+	return startBootSector(t, dir, id, mib, user, nil)
+}
+
+func startBootSector(t *testing.T, dir, id string, mib int, user uint32, edit []func(string) string) *QEMU {
+	t.Helper()
 	sector, err := BootSector(mib)
 	if err != nil {
 		t.Fatal(err)
@@ -45,14 +57,19 @@ func StartQEMU(t *testing.T, dir, id string, mib int, edit ...func(arg string) s
 		t.Fatal(err)
 	}
 	out, in := io.Pipe()
-	q := StartMachine(t, dir, id, mib, in, []string{"-drive", "file=" + image + ",format=raw,if=floppy,readonly=on"}, edit...)
+	q := start(t, dir, id, mib, in, user, []string{"-drive", "file=" + image + ",format=raw,if=floppy,readonly=on"}, edit)
 	q.Watch = NewWatch(out)
 	return q
 }
 
 // StartMachine is StartQEMU for any guest, which the arguments describe. What it says
 // on its first serial port goes to console.
-func StartMachine(t *testing.T, dir, id string, mib int, console io.Writer, args []string, edit ...func(arg string) string) *QEMU {
+func StartMachine(t *testing.T, dir, id string, mib int, console io.Writer, args []string) *QEMU {
+	t.Helper()
+	return start(t, dir, id, mib, console, 0, args, nil)
+}
+
+func start(t *testing.T, dir, id string, mib int, console io.Writer, user uint32, args []string, edit []func(string) string) *QEMU {
 	t.Helper()
 	memory, err := os.CreateTemp(memoryDir, "guest-"+id+"-*")
 	if err != nil {
@@ -62,6 +79,13 @@ func StartMachine(t *testing.T, dir, id string, mib int, console io.Writer, args
 	serial, err := net.Listen("unix", filepath.Join(dir, id+".serial"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if user != 0 {
+		for _, path := range []string{memory.Name(), filepath.Join(dir, id+".serial")} {
+			if err := os.Chown(path, int(user), int(user)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	q := &QEMU{ID: id, Memory: memory.Name(), t: t, Args: append([]string{
 		"qemu-system-x86_64", "-name", id, "-accel", "tcg", "-machine", "pc-i440fx-7.2,memory-backend=ram", "-m", strconv.Itoa(mib),
@@ -90,6 +114,9 @@ func StartMachine(t *testing.T, dir, id string, mib int, console io.Writer, args
 	}()
 	cmd := exec.Command(q.Args[0], q.Args[1:]...)
 	cmd.Stderr = os.Stderr
+	if user != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,8 @@ type played struct {
 	answers map[string]string
 	args    []string
 	memory  string
+	// root and net are what its process has for a root directory and a network.
+	root, net string
 }
 
 func newPlayed(t *testing.T) *played {
@@ -27,7 +29,7 @@ func newPlayed(t *testing.T) *played {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	g := &played{p: &Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan"), Proc: filepath.Join(dir, "proc")}, memory: filepath.Join(dir, "ram")}
+	g := &played{root: "/", net: "net:[1]", p: &Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan"), Proc: filepath.Join(dir, "proc")}, memory: filepath.Join(dir, "ram")}
 	if err := os.WriteFile(g.memory, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -66,8 +68,14 @@ func (g *played) check(t *testing.T) (Plan, error) {
 	g.write(t, pid+"/cgroup", "0::/machine.slice/web.scope\n")
 	g.write(t, pid+"/stat", pid+" (qemu) S"+strings.Repeat(" 1", 18)+" 4711 0\n")
 	g.write(t, "sys/kernel/random/boot_id", "boot1\n")
-	for name, to := range map[string]string{"cwd": "/", "exe": "/usr/bin/qemu (deleted)"} {
-		if err := os.Symlink(to, filepath.Join(g.p.Proc, pid, name)); err != nil {
+	g.write(t, pid+"/status", "Name:\tqemu\nUid:\t0\t64055\t0\t0\nGid:\t0\t103\t0\t0\nGroups:\t103 994 \n")
+	g.write(t, pid+"/oom_score_adj", "-500\n")
+	for name, to := range map[string]string{pid + "/cwd": "/", pid + "/exe": "/usr/bin/qemu (deleted)", pid + "/root": g.root,
+		pid + "/ns/net": g.net, pid + "/ns/pid": "pid:[1]", pid + "/ns/user": "user:[1]", "self/ns/net": "net:[1]", "self/ns/pid": "pid:[1]", "self/ns/user": "user:[1]"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(g.p.Proc, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(to, filepath.Join(g.p.Proc, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,7 +117,8 @@ func TestCheckChoosesTheWay(t *testing.T) {
 				t.Fatalf("%+v, %v", plan, err)
 			}
 			one := plan.Guests[0]
-			if one.Way != c.way || (one.Next != "") != c.next || one.Args[0] != "/usr/bin/qemu" || one.Cgroup != "/machine.slice/web.scope" || one.Started != "4711" || !one.Running {
+			if one.Way != c.way || (one.Next != "") != c.next || one.Args[0] != "/usr/bin/qemu" || one.Cgroup != "/machine.slice/web.scope" || one.Started != "4711" || !one.Running ||
+				one.UID != 64055 || one.GID != 103 || !slices.Equal(one.Groups, []uint32{103, 994}) || one.OOMScore != -500 {
 				t.Errorf("%+v", one)
 			}
 			if one.Way != WayFull && (len(one.Memory) != 1 || one.Memory[0].Bytes != 4096 || one.Memory[0].Inode == 0) {
@@ -141,6 +150,8 @@ func TestCheckBlocks(t *testing.T) {
 		"RAM in tmpfs":       {func(g *played) { g.p.Reset = true }, "does not survive a reset of the kernel"},
 		"no such capability": {func(g *played) { g.answers[`query-migrate-capabilities"`] = `"return": []` }, "this QEMU can only write its whole RAM"},
 		"a guest on its way": {func(g *played) { g.answers["query-status"] = `"return": {"status": "inmigrate", "running": false}` }, "it is inmigrate"},
+		"another network":    {func(g *played) { g.net = "net:[2]" }, "net namespace of its own"},
+		"another root":       {func(g *played) { g.root = "/proc" }, "another file for its QEMU"},
 		"a broken answer":    {func(g *played) { g.answers["qom-list"] = `"return": 7` }, "qom-list"},
 	} {
 		t.Run(name, func(t *testing.T) {

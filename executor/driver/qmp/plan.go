@@ -56,6 +56,12 @@ type Preserved struct {
 	// Cgroup is where the old process is in the unified hierarchy; "" where there is
 	// none, and "/" at its root.
 	Cgroup string `json:"cgroup,omitempty"`
+	// UID, GID and Groups are the rights of the old process, and OOMScore is how readily
+	// the kernel ends it (oom_score_adj).
+	UID      uint32   `json:"uid"`
+	GID      uint32   `json:"gid"`
+	Groups   []uint32 `json:"groups"`
+	OOMScore int      `json:"oom_score"`
 	// PID is the old process, which must be gone before a new one runs the guest.
 	PID int `json:"pid"`
 	// Started is the old process's start time in clock ticks since boot, so that

@@ -209,6 +209,13 @@ func (p *Preserver) check(ctx context.Context, g fleet.GuestReport, boot string)
 			out.Way, out.Memory, err = WayFull, nil, nil
 		}
 	}
+	for _, m := range out.Memory {
+		// It may see other files by the same names.
+		theirs, e := memoryFile(filepath.Join(p.proc(), fmt.Sprint(out.PID), "root", m.Path))
+		if e != nil || theirs.Inode != m.Inode {
+			return out, fmt.Errorf("its RAM %s is another file for its QEMU than for the agent (%v)", m.Path, e)
+		}
+	}
 	if !p.Reset {
 		out.Next = next(out.Args, path)
 	}

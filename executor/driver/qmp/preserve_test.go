@@ -132,6 +132,42 @@ func TestFullSave(t *testing.T) {
 	}
 }
 
+// The new process must not have more rights than the old one.
+func TestRightsAreKept(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Fatal("this test starts a guest as another user: run it as root")
+	}
+	dir := shortDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	g := rigtest.StartQEMUAs(t, dir, "low", 4, 65534)
+	g.AwaitTicks(20, time.Minute)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", g.PIDs()[0]), []byte("321"), 0); err != nil {
+		t.Fatal(err)
+	}
+	p := &qmp.Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan")}
+	for _, prestart := range []bool{true, false} {
+		plan, err := p.Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !prestart {
+			plan.Guests[0].Next = ""
+		}
+		if _, err := p.Move(t.Context(), plan); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"status": "\nUid:\t65534\t65534\t65534\t65534\n", "oom_score_adj": "321"} {
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", g.PIDs()[0], name)); err != nil || !strings.Contains(string(b), want) {
+				t.Errorf("%s: %v\n%s", name, err, b)
+			}
+		}
+		settled(t, []*rigtest.QEMU{g}, p)
+	}
+}
+
 func TestAGuestThatCannotMoveGoesOn(t *testing.T) {
 	t.Parallel()
 	guests, p := bench(t)

@@ -70,7 +70,55 @@ func (p *Preserver) process(g *Preserved, socket string) error {
 			}
 		}
 	}
+	if err := p.rights(g); err != nil {
+		return err
+	}
+	for _, kind := range []string{"net", "pid", "user"} {
+		theirs, err := os.Readlink(filepath.Join(dir, "ns", kind))
+		if err != nil {
+			return err
+		}
+		if ours, err := os.Readlink(filepath.Join(p.proc(), "self/ns", kind)); err != nil || ours != theirs {
+			return fmt.Errorf("its QEMU is in a %s namespace of its own, which a new process would not be in (%v)", kind, err)
+		}
+	}
 	g.Started, err = p.started(g.PID)
+	return err
+}
+
+// rights reads what a process may do.
+func (p *Preserver) rights(g *Preserved) error {
+	dir := filepath.Join(p.proc(), strconv.Itoa(g.PID))
+	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return err
+	}
+	ids := map[string][]uint32{}
+	for line := range strings.Lines(string(status)) {
+		key, rest, _ := strings.Cut(line, ":")
+		if key != "Uid" && key != "Gid" && key != "Groups" {
+			continue
+		}
+		for _, f := range strings.Fields(rest) {
+			n, err := strconv.ParseUint(f, 10, 32)
+			if err != nil {
+				return fmt.Errorf("/proc/%d/status: %s", g.PID, strings.TrimSpace(line))
+			}
+			ids[key] = append(ids[key], uint32(n))
+		}
+	}
+	if len(ids["Uid"]) != 4 || len(ids["Gid"]) != 4 {
+		return fmt.Errorf("/proc/%d/status does not say as whom it runs", g.PID)
+	}
+	// QEMU that gives up its rights by itself begins with those of who starts it.
+	if !slices.ContainsFunc(g.Args, func(a string) bool { return strings.HasSuffix(a, "-runas") || strings.HasSuffix(a, "-run-with") }) {
+		g.UID, g.GID, g.Groups = ids["Uid"][1], ids["Gid"][1], ids["Groups"] // the effective ones
+	}
+	score, err := os.ReadFile(filepath.Join(dir, "oom_score_adj"))
+	if err != nil {
+		return err
+	}
+	g.OOMScore, err = strconv.Atoi(strings.TrimSpace(string(score)))
 	return err
 }
 
@@ -226,8 +274,8 @@ func (c *Conn) peer() (int, error) {
 	return int(cred.Pid), nil
 }
 
-// launch starts a guest's QEMU in a session of its own, where it outlives this
-// process: in the cgroup of the old process if that is there still, otherwise, where
+// launch starts a guest's QEMU with the rights of the old process in a session of its
+// own, where it outlives this process: in the cgroup of the old process if that is there still, otherwise, where
 // systemd runs, in a scope of its own. What it says goes to the file log.
 func launch(g Preserved, log string) (pid int, err error) {
 	args := g.Args
@@ -239,7 +287,11 @@ func launch(g Preserved, log string) (pid int, err error) {
 		}
 	}
 	if _, err := os.Stat("/run/systemd/system"); err == nil && !attr.UseCgroupFD {
-		args = slices.Concat([]string{"systemd-run", "--scope", "--quiet", "--collect", "--slice=machine.slice", "--"}, args)
+		args = slices.Concat([]string{"systemd-run", "--scope", "--quiet", "--collect", "--slice=machine.slice", fmt.Sprint("--uid=", g.UID), fmt.Sprint("--gid=", g.GID), "--"}, args)
+	} else if os.Geteuid() == 0 {
+		attr.Credential = &syscall.Credential{Uid: g.UID, Gid: g.GID, Groups: g.Groups}
+	} else if uint32(os.Geteuid()) != g.UID {
+		return 0, fmt.Errorf("its QEMU ran as user %d, and this process is neither that nor root", g.UID)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = g.Cwd, g.Env, attr
@@ -253,5 +305,12 @@ func launch(g Preserved, log string) (pid int, err error) {
 		return 0, err
 	}
 	go cmd.Wait()
+	if g.OOMScore != 0 {
+		// What systemd-run starts has the number of systemd-run.
+		score := fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid)
+		if err := os.WriteFile(score, []byte(strconv.Itoa(g.OOMScore)), 0); err != nil {
+			fmt.Fprintln(said, err)
+		}
+	}
 	return cmd.Process.Pid, nil
 }
