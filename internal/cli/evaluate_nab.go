@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,11 +19,39 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/univariate"
 )
 
-// nabDetectors make a detector of a new series: it is told the length of the probation in
-// rows, as the benchmark allows, and scores each value from 0 to 1.
-var nabDetectors = map[string]func(probation int) (observe func(t time.Time, value float64) float64, err error){
-	"default": func(probation int) (func(time.Time, float64) float64, error) {
-		d, err := univariate.New(univariate.Config{Learn: max(probation, 20)})
+// nabObserve scores the next value of a series from 0 to 1.
+type nabObserve func(t time.Time, value float64) float64
+
+// nabDetector makes detectors of new series. Each is told the length of the probation in rows,
+// as the benchmark allows.
+type nabDetector struct {
+	create func(probation int) (nabObserve, error)
+	// others are further settings, among which --leave-one-out chooses.
+	others []func(probation int) (nabObserve, error)
+}
+
+var nabDetectors = map[string]nabDetector{
+	"default": {watchOne(univariate.Config{}), otherSettings()},
+	"baseline": {create: func(probation int) (nabObserve, error) {
+		d, err := baseline.New(1, baseline.Config{Learn: max(probation, 20)})
+		if err != nil {
+			return nil, err
+		}
+		x := make([]float64, 1)
+		return func(t time.Time, value float64) float64 {
+			x[0] = value
+			_, tail := d.Observe(t, x)
+			return 1 - tail
+		}, nil
+	}},
+}
+
+// watchOne gives the samples with which an alarm begins a score by how unusual they are, and
+// all other ones 0.
+func watchOne(c univariate.Config) func(probation int) (nabObserve, error) {
+	return func(probation int) (nabObserve, error) {
+		c.Learn = max(probation, 20)
+		d, err := univariate.New(c)
 		if err != nil {
 			return nil, err
 		}
@@ -33,17 +62,21 @@ var nabDetectors = map[string]func(probation int) (observe func(t time.Time, val
 			}
 			return 1 / (1 + expected)
 		}, nil
-	},
-	"baseline": func(probation int) (func(time.Time, float64) float64, error) {
-		d, err := baseline.New(1, baseline.Config{Learn: max(probation, 20)})
-		if err != nil {
-			return nil, err
+	}
+}
+
+// otherSettings are the levels of alarm and the quiet times around the default ones, and the
+// default ones without one of the views.
+func otherSettings() (out []func(probation int) (nabObserve, error)) {
+	for _, surprise := range []float64{0.35, 0.5, 0.65} {
+		for _, quiet := range []float64{0.15, 0.2, 0.25} {
+			out = append(out, watchOne(univariate.Config{Surprise: surprise, Quiet: quiet}))
 		}
-		return func(t time.Time, value float64) float64 {
-			_, tail := d.Observe(t, []float64{value})
-			return 1 - tail
-		}, nil
-	},
+	}
+	for _, view := range univariate.Views() {
+		out = append(out, watchOne(univariate.Config{Without: []string{view}}))
+	}
+	return out
 }
 
 func (a *app) evaluateNAB() *cobra.Command {
@@ -60,7 +93,9 @@ one and a missed window cost. The score is 100 for a perfect detector, 0 for a s
 
 One line for each of the three profiles, and a last one with the three scores.
 
-With --leave-one-out, each folder is scored at the threshold that is best for the other folders.
+With --leave-one-out, each folder is scored with the setting and at the threshold that are best
+for the other folders. For the default detector, that chooses how unusual a sample has to be, how
+long an alarm is not repeated, and whether to do without one of the views.
 With --scores, scores that lie in files are judged: FOLDER/NAME.csv or .csv.gz, with the
 columns timestamp and anomaly_score.
 
@@ -69,7 +104,7 @@ Detectors: ` + names + `.`,
   tardigrade evaluate nab --data data/nab --scores data/nab/reference/contextOSE`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			create, ok := nabDetectors[detector]
+			chosen, ok := nabDetectors[detector]
 			if !ok {
 				return usageError{fmt.Errorf("--detector %q is not one of %s", detector, names)}
 			}
@@ -89,29 +124,29 @@ Detectors: ` + names + `.`,
 					return err
 				}
 			}
-			judged := make([]metrics.NABSeries, len(all))
-			for i, s := range all {
-				if err := cmd.Context().Err(); err != nil {
-					return err
-				}
-				for _, w := range s.Windows {
-					judged[i].Windows = append(judged[i].Windows, metrics.NABWindow(w))
-				}
-				if given != nil {
-					judged[i].Scores = given[i]
-					continue
-				}
-				observe, err := create(metrics.NABProbation(len(s.Values)))
+			out := cmd.OutOrStdout()
+			p := nabPrinter{out: out, files: files, asJSON: asJSON || !isTerminalWriter(out)}
+			settings := []func(int) (nabObserve, error){chosen.create}
+			if leave && given == nil {
+				settings = append(settings, chosen.others...)
+			}
+			bar := newProgress(cmd.ErrOrStderr(), "scoring", len(settings)*len(all))
+			left := make(map[string]leftOut)
+			for _, create := range settings {
+				judged, err := nabScores(cmd.Context(), all, given, create, bar)
 				if err != nil {
 					return err
 				}
-				judged[i].Scores = make([]float64, len(s.Values))
-				for k, v := range s.Values {
-					judged[i].Scores[k] = observe(s.Times[k], v)
+				if !leave {
+					bar.end()
+					return p.best(all, judged)
+				}
+				if err := leaveOut(left, all, judged); err != nil {
+					return err
 				}
 			}
-			out := cmd.OutOrStdout()
-			return printNAB(out, all, judged, files, leave, asJSON || !isTerminalWriter(out))
+			bar.end()
+			return p.leftOut(all, left)
 		},
 	}
 	f := cmd.Flags()
@@ -119,7 +154,7 @@ Detectors: ` + names + `.`,
 	f.StringVar(&detector, "detector", "default", "which detector: "+names)
 	f.StringVar(&scores, "scores", "", "judge the scores in this `directory` instead of a detector")
 	f.BoolVar(&files, "files", false, "print a line for each file, too")
-	f.BoolVar(&leave, "leave-one-out", false, "take for each folder the threshold that is best for the other ones")
+	f.BoolVar(&leave, "leave-one-out", false, "take for each folder the setting and threshold that are best for the other ones")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
@@ -137,85 +172,157 @@ type nabLine struct {
 	False     int      `json:"false_rows"`
 }
 
-func printNAB(out io.Writer, all []nab.Series, judged []metrics.NABSeries, files, leave, asJSON bool) error {
-	encode := json.NewEncoder(out)
-	line := func(l nabLine) error {
-		if asJSON {
-			return encode.Encode(l)
+// nabScores scores the series, with given scores or with a new detector for each.
+func nabScores(ctx context.Context, all []nab.Series, given [][]float64, create func(int) (nabObserve, error), bar *progress) ([]metrics.NABSeries, error) {
+	judged := make([]metrics.NABSeries, len(all))
+	for i, s := range all {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		name := l.Profile
-		if l.File != "" {
-			name = "  " + l.File
+		bar.step()
+		for _, w := range s.Windows {
+			judged[i].Windows = append(judged[i].Windows, metrics.NABWindow(w))
 		}
-		_, err := fmt.Fprintf(out, "%-60s %7.2f  %d of %d windows found, %d rows outside\n", name, l.Score, l.Found, l.Windows, l.False)
-		return err
-	}
-	last := make(map[string]float64)
-	for _, p := range metrics.NABProfiles {
-		best, err := metrics.NAB(judged, p)
+		if given != nil {
+			judged[i].Scores = given[i]
+			continue
+		}
+		observe, err := create(metrics.NABProbation(len(s.Values)))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		thresholds, sum, of := make([]float64, len(all)), best, &best.Threshold
-		for i := range thresholds {
-			thresholds[i] = best.Threshold
+		judged[i].Scores = make([]float64, len(s.Values))
+		for k, v := range s.Values {
+			judged[i].Scores[k] = observe(s.Times[k], v)
 		}
-		if leave {
-			if thresholds, err = othersThresholds(all, judged, p); err != nil {
-				return err
+	}
+	return judged, nil
+}
+
+// leftOut is how a folder fares with what is best for the others.
+type leftOut struct {
+	others float64 // mean score of the others over the profiles
+	files  map[string][]metrics.NABResult
+}
+
+// leaveOut judges each folder at the thresholds that are best for the others, and keeps it
+// where the others fare better than with the settings before.
+func leaveOut(left map[string]leftOut, all []nab.Series, judged []metrics.NABSeries) error {
+	done := make(map[string]bool)
+	for _, s := range all {
+		folder := s.Folder()
+		if done[folder] {
+			continue
+		}
+		done[folder] = true
+		var others []metrics.NABSeries
+		for i, o := range all {
+			if o.Folder() != folder {
+				others = append(others, judged[i])
 			}
-			sum, of = metrics.NABResult{}, nil
 		}
-		for i, s := range all {
-			r, err := metrics.NABAt(judged[i:i+1], p, thresholds[i])
+		one := leftOut{files: make(map[string][]metrics.NABResult)}
+		for _, p := range metrics.NABProfiles {
+			best, err := metrics.NAB(others, p)
 			if err != nil {
-				return err
+				return fmt.Errorf("without the folder %s: %w", folder, err)
 			}
-			if leave {
-				sum.Points += r.Points
-				sum.Null += r.Null
-				sum.Perfect += r.Perfect
-				sum.Windows += r.Windows
-				sum.Found += r.Found
-				sum.False += r.False
-			}
-			if files {
-				if err := line(nabLine{File: s.Name, Profile: p.Name, Score: r.Score(), Threshold: &thresholds[i], Windows: r.Windows, Found: r.Found, False: r.False}); err != nil {
+			one.others += best.Score() / float64(len(metrics.NABProfiles))
+			for i, o := range all {
+				if o.Folder() != folder {
+					continue
+				}
+				r, err := metrics.NABAt(judged[i:i+1], p, best.Threshold)
+				if err != nil {
 					return err
 				}
+				one.files[o.Name] = append(one.files[o.Name], r)
 			}
 		}
-		last[p.Name] = sum.Score()
-		if err := line(nabLine{Profile: p.Name, Score: sum.Score(), Threshold: of, Windows: sum.Windows, Found: sum.Found, False: sum.False}); err != nil {
-			return err
+		if before, ok := left[folder]; !ok || one.others > before.others {
+			left[folder] = one
 		}
-	}
-	if asJSON {
-		return encode.Encode(last)
 	}
 	return nil
 }
 
-// othersThresholds is for each series the threshold that is best for the other folders.
-func othersThresholds(all []nab.Series, judged []metrics.NABSeries, p metrics.NABProfile) ([]float64, error) {
-	out, known := make([]float64, len(all)), make(map[string]float64)
-	for i, s := range all {
-		threshold, ok := known[s.Folder()]
-		if !ok {
-			var others []metrics.NABSeries
-			for k, o := range all {
-				if o.Folder() != s.Folder() {
-					others = append(others, judged[k])
+// nabPrinter prints results.
+type nabPrinter struct {
+	out           io.Writer
+	files, asJSON bool
+}
+
+// best prints the results at the thresholds that are best for all series.
+func (p nabPrinter) best(all []nab.Series, judged []metrics.NABSeries) error {
+	last := make(map[string]float64)
+	for _, profile := range metrics.NABProfiles {
+		best, err := metrics.NAB(judged, profile)
+		if err != nil {
+			return err
+		}
+		for i, s := range all {
+			if !p.files {
+				break
+			}
+			r, err := metrics.NABAt(judged[i:i+1], profile, best.Threshold)
+			if err != nil {
+				return err
+			}
+			if err := p.line(s.Name, profile.Name, r, &best.Threshold); err != nil {
+				return err
+			}
+		}
+		if err := p.line("", profile.Name, best, &best.Threshold); err != nil {
+			return err
+		}
+		last[profile.Name] = best.Score()
+	}
+	return p.last(last)
+}
+
+// leftOut prints the results of folders that were left out.
+func (p nabPrinter) leftOut(all []nab.Series, left map[string]leftOut) error {
+	last := make(map[string]float64)
+	for k, profile := range metrics.NABProfiles {
+		var sum metrics.NABResult
+		for _, s := range all {
+			r := left[s.Folder()].files[s.Name][k]
+			if p.files {
+				if err := p.line(s.Name, profile.Name, r, &r.Threshold); err != nil {
+					return err
 				}
 			}
-			r, err := metrics.NAB(others, p)
-			if err != nil {
-				return nil, fmt.Errorf("without the folder %s: %w", s.Folder(), err)
-			}
-			threshold = r.Threshold
-			known[s.Folder()] = threshold
+			sum.Points += r.Points
+			sum.Null += r.Null
+			sum.Perfect += r.Perfect
+			sum.Windows += r.Windows
+			sum.Found += r.Found
+			sum.False += r.False
 		}
-		out[i] = threshold
+		if err := p.line("", profile.Name, sum, nil); err != nil {
+			return err
+		}
+		last[profile.Name] = sum.Score()
 	}
-	return out, nil
+	return p.last(last)
+}
+
+func (p nabPrinter) line(file, profile string, r metrics.NABResult, threshold *float64) error {
+	l := nabLine{File: file, Profile: profile, Score: r.Score(), Threshold: threshold, Windows: r.Windows, Found: r.Found, False: r.False}
+	if p.asJSON {
+		return json.NewEncoder(p.out).Encode(l)
+	}
+	name := profile
+	if file != "" {
+		name = "  " + file
+	}
+	_, err := fmt.Fprintf(p.out, "%-60s %7.2f  %d of %d windows found, %d rows outside\n", name, l.Score, l.Found, l.Windows, l.False)
+	return err
+}
+
+func (p nabPrinter) last(scores map[string]float64) error {
+	if !p.asJSON {
+		return nil
+	}
+	return json.NewEncoder(p.out).Encode(scores)
 }

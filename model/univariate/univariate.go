@@ -16,6 +16,8 @@ package univariate
 import (
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -25,6 +27,22 @@ type Config struct {
 	// for how long an alarm lasts and how long peaks are remembered. At least 20; what the
 	// metric does every day is known after two or three days.
 	Learn int
+	// Surprise is the least surprise of an alarm: minus the logarithm of how many peaks as
+	// unusual the past should have had. 0 means 0.5.
+	Surprise float64
+	// Quiet is how long an alarm is not repeated, as a share of Learn. 0 means 0.25.
+	Quiet float64
+	// Without names views that do not count: see [Views].
+	Without []string
+}
+
+// Views lists the names of the views.
+func Views() []string {
+	out := make([]string, viewCount)
+	for i, v := range viewNames {
+		out[i] = v.name
+	}
+	return out
 }
 
 // leastLearn is the smallest Config.Learn: below, there are no peaks to compare with.
@@ -32,12 +50,10 @@ const leastLearn = 20
 
 // What was tuned, and on what, is in docs/nab.md.
 const (
-	apart    = 0.1  // of Learn: peaks that are closer belong together
-	memory   = 20   // times Learn: older peaks are forgotten
-	quiet    = 0.25 // of Learn: an alarm is not repeated for so long
-	burn     = 20   // first samples, which make no peaks
-	alarm    = 0.5  // least surprise of an alarm
-	escalate = 1.5  // by how much a surprise has to be larger to be a new alarm at once
+	apart    = 0.1 // of Learn: peaks that are closer belong together
+	memory   = 20  // times Learn: older peaks are forgotten
+	burn     = 20  // first samples, which make no peaks
+	escalate = 1.5 // by how much a surprise has to be larger to be a new alarm at once
 )
 
 // Detector scores the samples of one metric. It is not safe for concurrent use.
@@ -45,8 +61,10 @@ type Detector struct {
 	cfg   Config
 	views views
 	tails [viewCount][2]tail
-	n     int64 // samples seen
-	last  verdict
+	// without says which views do not count.
+	without [viewCount]bool
+	n       int64 // samples seen
+	last    verdict
 
 	until int64   // sample up to which an alarm lasts
 	top   float64 // largest surprise of that alarm
@@ -65,7 +83,24 @@ func New(cfg Config) (*Detector, error) {
 	if cfg.Learn < leastLearn {
 		return nil, fmt.Errorf("univariate detector: %d samples to learn: at least %d are needed", cfg.Learn, leastLearn)
 	}
-	return &Detector{cfg: cfg, views: newViews(), until: -1}, nil
+	if !(cfg.Surprise >= 0 && cfg.Quiet >= 0) {
+		return nil, fmt.Errorf("univariate detector: a surprise of %v and a quiet time of %v: neither may be less than 0", cfg.Surprise, cfg.Quiet)
+	}
+	if cfg.Surprise == 0 {
+		cfg.Surprise = 0.5
+	}
+	if cfg.Quiet == 0 {
+		cfg.Quiet = 0.25
+	}
+	d := &Detector{cfg: cfg, views: newViews(), until: -1}
+	for _, name := range cfg.Without {
+		i := slices.Index(Views(), name)
+		if i < 0 {
+			return nil, fmt.Errorf("univariate detector: there is no view %q, only %s", name, strings.Join(Views(), ", "))
+		}
+		d.without[i] = true
+	}
+	return d, nil
 }
 
 // least is a share of Learn in samples.
@@ -90,6 +125,9 @@ func (d *Detector) Observe(t time.Time, value float64) (learned, expected float6
 	x := d.views.observe(t, value)
 	separate, forget := d.cfg.least(apart, 2), int64(memory*d.cfg.Learn)
 	for i := range x {
+		if d.without[i] {
+			continue
+		}
 		for side, v := range [2]float64{x[i], -x[i]} {
 			s := d.tails[i][side].observe(v, d.n, separate, forget)
 			if s > d.last.surprise {
@@ -108,14 +146,14 @@ func (d *Detector) Observe(t time.Time, value float64) (learned, expected float6
 func (d *Detector) decide() {
 	s := d.last.surprise
 	switch {
-	case s < alarm:
+	case s < d.cfg.Surprise:
 		return
 	case d.n > d.until:
 	case s > d.top+escalate:
 	default:
 		return
 	}
-	d.until, d.top = d.n+d.cfg.least(quiet, 3), s
+	d.until, d.top = d.n+d.cfg.least(d.cfg.Quiet, 3), s
 	d.last.alarm = true
 }
 

@@ -160,8 +160,32 @@ func TestNothingWhileLearning(t *testing.T) {
 	if began, _ := d.Alarm(); !began {
 		t.Error("no alarm after learning")
 	}
-	if _, err := New(Config{Learn: 19}); err == nil {
-		t.Error("19 samples were taken as enough")
+}
+
+func TestSettings(t *testing.T) {
+	for _, c := range []Config{{Learn: 19}, {Learn: 100, Surprise: -1}, {Learn: 100, Surprise: math.NaN()}, {Learn: 100, Quiet: -1}, {Learn: 100, Without: []string{"phase"}}} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%+v was taken", c)
+		}
+	}
+	// Without the views that see a spike there is none.
+	spike := func(i int) float64 {
+		if i == 500 {
+			return 30
+		}
+		return float64(i % 7)
+	}
+	d, err := New(Config{Learn: 300, Without: Views()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 600 {
+		if _, expected := d.Observe(at(i), spike(i)); !math.IsInf(expected, 1) {
+			t.Fatalf("sample %d: %v, without any view", i, expected)
+		}
+	}
+	if got := watch(t, 300, 600, spike); !slices.ContainsFunc(got, func(a alarmAt) bool { return a.sample == 500 }) {
+		t.Errorf("with all views: %v", got)
 	}
 }
 

@@ -6,16 +6,16 @@ import (
 )
 
 // viewNames say what a peak of a view means, up and down.
-var viewNames = [...]struct{ high, low string }{
-	value:     {"higher than before", "lower than before"},
-	jump:      {"a jump up from the hours before", "a jump down from the hours before"},
-	ofDay:     {"high for the time of the day", "low for the time of the day"},
-	ofDayLong: {"high for the time of the day for hours", "low for the time of the day for hours"},
-	ofDaySure: {"high for a time of the day that varies little", "low for a time of the day that varies little"},
-	ofDayLog:  {"many times what is usual at the time of the day", "a fraction of what is usual at the time of the day"},
-	level:     {"a high level", "a low level"},
-	unrest:    {"restless", "at rest"},
-	activity:  {"busy for hours", "idle for hours"},
+var viewNames = [viewCount]struct{ name, high, low string }{
+	value:     {"value", "higher than before", "lower than before"},
+	jump:      {"jump", "a jump up from the hours before", "a jump down from the hours before"},
+	ofDay:     {"day", "high for the time of the day", "low for the time of the day"},
+	ofDayLong: {"day-long", "high for the time of the day for hours", "low for the time of the day for hours"},
+	ofDaySure: {"day-sure", "high for a time of the day that varies little", "low for a time of the day that varies little"},
+	ofDayLog:  {"day-log", "many times what is usual at the time of the day", "a fraction of what is usual at the time of the day"},
+	level:     {"level", "a high level", "a low level"},
+	unrest:    {"unrest", "restless", "at rest"},
+	activity:  {"activity", "busy for hours", "idle for hours"},
 }
 
 // The views of a sample.
@@ -24,7 +24,7 @@ const (
 	jump             // less the mean of the samples before
 	ofDay            // less what is usual at this time of the day
 	ofDayLong        // the mean of that
-	ofDaySure        // that in units of its usual size at this time of the day
+	ofDaySure        // the mean of ofDay in units of its usual size at this time of the day
 	ofDayLog         // the same as ofDay for the logarithm, and its mean
 	level            // the mean of the logarithm
 	unrest           // the mean step from one sample to the next
@@ -38,15 +38,15 @@ type views struct {
 	before       float64 // the value before
 	mean, spread float64 // slowly moving, for the logarithm
 
-	past, long, short, recent, steps, far window
-	day, logDay                           profile
-	size                                  [buckets]average // of what is left of the day's profile
-	anySize                               average
+	past, long, sure, short, recent, steps, far window
+	day, logDay                                 profile
+	size                                        [buckets]average // of what is left of the day's profile
+	anySize                                     average
 }
 
 // Windows in samples. The benchmark's series have a sample every 5 minutes, for the most part.
 func newViews() views {
-	return views{past: newWindow(96), long: newWindow(48), short: newWindow(12), recent: newWindow(12), steps: newWindow(144), far: newWindow(96)}
+	return views{past: newWindow(96), long: newWindow(48), sure: newWindow(24), short: newWindow(12), recent: newWindow(12), steps: newWindow(144), far: newWindow(96)}
 }
 
 // observe returns the views of a value.
@@ -72,7 +72,8 @@ func (w *views) observe(t time.Time, v float64) (out [viewCount]float64) {
 	rest := w.day.residual(hour, v)
 	w.long.add(rest)
 	out[ofDay], out[ofDayLong] = rest, w.long.mean()
-	out[ofDaySure] = w.sized(int(hour), rest)
+	w.sure.add(w.sized(int(hour), rest))
+	out[ofDaySure] = w.sure.mean()
 	w.short.add(w.logDay.residual(hour, z))
 	out[ofDayLog] = w.short.mean()
 	return out
