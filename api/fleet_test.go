@@ -54,7 +54,7 @@ func prediction(host fleet.HostID, simulated bool) fleet.Prediction {
 	value := 0.93
 	return fleet.Prediction{Host: host, Time: epoch, Simulated: simulated, State: fleet.PredictionScoring, Learned: 1, AnomalyScore: 5.5, Anomalous: true,
 		FailureProbability: 0.7, HorizonSeconds: 600, Signature: fleet.SignatureMemoryLeak, Culprit: "libvirtd.service",
-		Contributions: []fleet.Contribution{{Series: "memory_used_ratio", Share: 1, Value: &value}}, Evidence: []string{"libvirtd.service grows by 3 MiB/s"}, Model: "test"}
+		Contributions: []fleet.Contribution{{Series: "memory_used_ratio", Share: 1, Value: &value}}, Subsystems: []fleet.SubsystemShare{{Subsystem: "memory", Share: 1}}, Evidence: []string{"libvirtd.service grows by 3 MiB/s"}, Model: "test"}
 }
 
 func newFake() *fake {

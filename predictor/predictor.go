@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -52,6 +53,9 @@ type Config struct {
 	Model string
 	// FalseAlarms is the number of alarms that a healthy host may give in 30 days.
 	FalseAlarms float64
+	// Subsystem names the subsystem that a metric belongs to, for what the shares of
+	// a score add up to; nil takes what is before the first underscore.
+	Subsystem func(metric string) string
 	// Interval is the time between the samples of a host.
 	Interval time.Duration
 	// Horizon is the time ahead for which the failure probability is stated.
@@ -81,6 +85,9 @@ type Predictor struct {
 	names    []string       // column to series
 	x        []float64
 	shares   []float64
+	systems  []string  // of the columns, each once
+	system   []int     // column to its system
+	weights  []float64 // of the systems
 	boot     string
 	last     time.Time
 	// learnedUntil is the last sample that a restored model knows.
@@ -150,6 +157,7 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		Host: s.Host, Time: s.Time, Simulated: s.Simulated, State: fleet.PredictionScoring, Learned: 1,
 		AnomalyScore: surprise(o.Tail), HorizonSeconds: p.cfg.Horizon.Seconds(),
 		Signature: fleet.SignatureNone, Model: p.cfg.Model, Evidence: []string{}, Contributions: []fleet.Contribution{},
+		Subsystems: []fleet.SubsystemShare{},
 	}
 	if o.Model != "" {
 		out.Model = o.Model
@@ -157,7 +165,7 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 	if o.Learning {
 		out.State, out.Learned, out.AnomalyScore = fleet.PredictionLearning, o.Learned, 0
 	} else {
-		out.Contributions = p.contributions(s)
+		out.Contributions, out.Subsystems = p.contributions()
 	}
 	finding := p.evidence.judge(p.cfg.Horizon)
 	if p.settling {
@@ -260,14 +268,41 @@ func (p *Predictor) align(schema *fleet.Schema) error {
 	p.schema, p.order = schema, order
 	p.x = make([]float64, len(p.names))
 	p.shares = make([]float64, len(p.names))
+	for _, name := range p.names[len(p.system):] {
+		metric, _ := fleet.SplitSeries(name)
+		system, _, _ := strings.Cut(metric, "_")
+		if p.cfg.Subsystem != nil {
+			system = p.cfg.Subsystem(metric)
+		}
+		at := slices.Index(p.systems, system)
+		if at < 0 {
+			at = len(p.systems)
+			p.systems = append(p.systems, system)
+		}
+		p.system = append(p.system, at)
+	}
+	p.weights = make([]float64, len(p.systems))
 	return nil
 }
 
-func (p *Predictor) contributions(s *fleet.Sample) []fleet.Contribution {
+// contributions splits the last score among the series, of which it returns the first few,
+// and among all subsystems.
+func (p *Predictor) contributions() ([]fleet.Contribution, []fleet.SubsystemShare) {
 	total := p.detector.Explain(p.shares)
 	if !(total > 0) {
-		return []fleet.Contribution{}
+		return []fleet.Contribution{}, []fleet.SubsystemShare{}
 	}
+	clear(p.weights)
+	for c, share := range p.shares {
+		p.weights[p.system[c]] += share / total
+	}
+	systems := make([]fleet.SubsystemShare, 0, len(p.systems))
+	for i, w := range p.weights {
+		if w != 0 {
+			systems = append(systems, fleet.SubsystemShare{Subsystem: p.systems[i], Share: w})
+		}
+	}
+	slices.SortFunc(systems, func(a, b fleet.SubsystemShare) int { return cmp.Compare(b.Share, a.Share) })
 	var top [topSeries]int
 	n := 0
 	for c := range p.shares {
@@ -290,5 +325,5 @@ func (p *Predictor) contributions(s *fleet.Sample) []fleet.Contribution {
 		}
 		out = append(out, contribution)
 	}
-	return out
+	return out, systems
 }

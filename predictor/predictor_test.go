@@ -223,6 +223,15 @@ func TestContributionsAreTheLargestSharesFirst(t *testing.T) {
 	if got, want := p.Contributions[0].Share, 6.0/21; math.Abs(got-want) > 1e-12 {
 		t.Errorf("share %v, want %v", got, want)
 	}
+	sum := 0.0
+	for i, sub := range p.Subsystems {
+		if sum += sub.Share; i > 0 && sub.Share > p.Subsystems[i-1].Share {
+			t.Errorf("subsystems out of order: %+v", p.Subsystems)
+		}
+	}
+	if math.Abs(sum-1) > 1e-12 || len(p.Subsystems) == 0 {
+		t.Errorf("the subsystems' shares %+v add up to %v", p.Subsystems, sum)
+	}
 }
 
 func TestAnOldSampleIsRefused(t *testing.T) {

@@ -190,6 +190,7 @@ function facts(h) {
   return el("dl", { class: "facts" },
     list("Condition", [condition(h)[1]]),
     list("Evidence", p?.evidence),
+    list("Subsystems", p?.subsystems?.filter((s) => s.share >= 0.05).map((s) => `${s.subsystem}: ${percent(s.share)}`)),
     list("Contributions", p?.contributions?.slice(0, 8).map((c) => `${c.series}: ${percent(c.share)}` + (c.value === undefined ? "" : `, now ${quantity(c.series, c.value)}`))),
     list("VMs", h.vms?.map((v) => `${v.name || v.id}: ${v.state}` + (v.memory_bytes ? `, ${quantity("_bytes", v.memory_bytes)}` : ""))),
     list("Services", h.units), list("Fault domain", h.fault_domain ? [h.fault_domain] : []), list("Agent", h.agent_version ? [h.agent_version] : []),

@@ -2,8 +2,10 @@ package control
 
 import (
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/collector"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/model/staged"
@@ -81,3 +83,20 @@ func (d detector) Observe(at time.Time, x []float64) predictor.Observation {
 	}
 	return o
 }
+
+// subsystem is the group of the catalogue that a metric belongs to.
+var subsystem = func() func(metric string) string {
+	groups := sync.OnceValue(func() map[string]string {
+		out := make(map[string]string)
+		for _, m := range collector.Catalogue() {
+			out[m.Name] = m.Group
+		}
+		return out
+	})
+	return func(metric string) string {
+		if g, ok := groups()[metric]; ok {
+			return g
+		}
+		return "other"
+	}
+}()

@@ -289,7 +289,7 @@ func (p *Plane) newPredictor(host fleet.HostID, simulated bool) (*predictor.Pred
 	}
 	interval := p.cfg.Agent.Interval.D()
 	made, err := predictor.New(host, predictor.Config{
-		NewDetector: p.detectors.new(learn), Model: detectorName,
+		NewDetector: p.detectors.new(learn), Model: detectorName, Subsystem: subsystem,
 		FalseAlarms: p.cfg.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: p.cfg.Model.Horizon.D(),
 	})
 	if err == nil && !simulated { // a simulated fleet begins anew each time

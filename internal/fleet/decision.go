@@ -28,6 +28,15 @@ type Contribution struct {
 	Value *float64 `json:"value,omitempty"`
 }
 
+// SubsystemShare is the part of a score that a subsystem's series have together.
+type SubsystemShare struct {
+	// Subsystem is a group of the metric catalogue: "cpu", "memory", "disk", "unit", ...
+	Subsystem string `json:"subsystem"`
+	// Share of all subsystems adds up to 1. It is negative where a subsystem makes the rest
+	// more ordinary.
+	Share float64 `json:"share"`
+}
+
 // PredictionState says how far a prediction can be trusted.
 type PredictionState string
 
@@ -58,6 +67,8 @@ type Prediction struct {
 	// Culprit names the unit, disk or device that the evidence points to.
 	Culprit       string         `json:"culprit,omitempty"`
 	Contributions []Contribution `json:"contributions"`
+	// Subsystems has every subsystem with a share, the largest first.
+	Subsystems []SubsystemShare `json:"subsystems"`
 	// Evidence is what was seen, in sentences for a person.
 	Evidence []string `json:"evidence"`
 	// Model identifies the model that made the prediction.
