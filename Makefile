@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e crashpoints rig-a rig-c clean
+.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +35,18 @@ crashpoints: ## kill -9 at every write of the agent and of the control plane
 	go test -count=1 -v -timeout 15m -run TestCrashPoints ./internal/crashpoints
 
 # A rig's last line is what it comes to, as JSON.
-rig-a rig-c: SHELL := /bin/bash -o pipefail
+rig-a rig-b rig-c: SHELL := /bin/bash -o pipefail
 rig-a: build ## real guests moved into new QEMU processes by the agent's runner
 	bash .ci/install-test-deps.sh
 	bash .ci/install-rig-kernel.sh
 	go test -count=1 -v ./internal/rig/a | tee .build/rig-a.log
 	@grep '^{"rig"' .build/rig-a.log
+
+rig-b: build ## two hosts with libvirtd: recycle, diagnosis, migration, a target that dies, power
+	bash .ci/install-test-deps.sh
+	@mkdir -p .build
+	go test -count=1 -v ./internal/rig/b | tee .build/rig-b.log
+	@grep '^{"rig"' .build/rig-b.log
 
 rig-c: build ## a host in a VM whose kernel the agent resets under its guests
 	bash .ci/install-test-deps.sh

@@ -96,28 +96,34 @@ func (o *Options) sampling(ctx context.Context, out *outbox) {
 func (o *Options) announcing(ctx context.Context) {
 	tick := time.NewTicker(announceEvery)
 	defer tick.Stop()
+	vms := []fleet.VM{}
 	for {
 		h := o.Host
 		h.LastSeen = time.Now().UTC()
 		if o.Units != nil {
 			h.Units = o.Units()
 		}
-		h.VMs = []fleet.VM{}
+		counted := true
 		if o.Guests != nil {
 			guests, err := o.Guests.Guests(ctx)
-			if err != nil {
+			if counted = err == nil; counted {
+				vms = []fleet.VM{}
+				for _, g := range guests {
+					vms = append(vms, g.VM)
+				}
+			} else if ctx.Err() == nil {
+				// Those that were there before are, most likely; a hypervisor that restarts does
+				// not make a host empty.
 				o.Log.Warn("the guests could not be counted", "host", h.ID, "err", err)
 			}
-			for _, g := range guests {
-				h.VMs = append(h.VMs, g.VM)
-			}
 		}
+		h.VMs = vms
 		if err := o.Bus.PublishHost(h); err != nil && ctx.Err() == nil {
 			o.Log.Debug("the host could not be announced", "host", h.ID, "err", err)
 		}
 		wait := tick.C
 		var soon <-chan time.Time
-		if !o.Bus.Connected() {
+		if !o.Bus.Connected() || !counted {
 			soon = time.After(500 * time.Millisecond)
 		}
 		select {

@@ -186,8 +186,19 @@ func (b *Booted) PowerOn() {
 
 // PowerOff ends the host at once, as the loss of its power would.
 func (b *Booted) PowerOff() {
-	b.cmd.Process.Kill() // all processes of the host end with it
-	<-b.done
+	b.t.Helper()
+	pid, err := b.PID()
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL) // all others of its namespace end with it
+	}
+	if err != nil {
+		b.t.Fatalf("switch the host off: %v", err)
+	}
+	select {
+	case <-b.done:
+	case <-time.After(30 * time.Second):
+		b.t.Fatal("the host does not end without its power")
+	}
 }
 
 // PID is the first process of the host, through whose /proc its files can be reached.
