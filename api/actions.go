@@ -126,6 +126,29 @@ func (s *Server) bundle(c echo.Context) error {
 	return nil
 }
 
+// rootCause answers in JSON, or in Markdown where format=markdown asks for it.
+func (s *Server) rootCause(c echo.Context) error {
+	format := c.QueryParam("format")
+	if format != "" && format != "json" && format != "markdown" {
+		return invalid("format %q is not json or markdown", format)
+	}
+	e, err := s.findExecution(c)
+	if err != nil {
+		return err
+	}
+	if e.Bundle == "" {
+		return fmt.Errorf("execution %s has no diagnostics: Phase 2 did not run: %w", e.ID, ErrNotFound)
+	}
+	cause, text, err := s.cfg.Fleet.RootCause(c.Request().Context(), e)
+	if err != nil {
+		return err
+	}
+	if format == "markdown" {
+		return c.Blob(http.StatusOK, "text/markdown; charset=utf-8", []byte(text))
+	}
+	return c.JSON(http.StatusOK, cause)
+}
+
 // patient is a writer that gives each write its own time.
 type patient struct {
 	w     io.Writer

@@ -76,6 +76,48 @@ type Executions interface {
 	// Execute begins an action, or with dryRun says what would be done.
 	Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string, dryRun bool) (fleet.Execution, error)
 	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
+	// RootCause is what the diagnostics of an execution conclude, and the same in
+	// Markdown.
+	RootCause(ctx context.Context, execution fleet.Execution) (RootCause, string, error)
+}
+
+// RootCause is what may have happened on a host, the most likely first.
+type RootCause struct {
+	Host      fleet.HostID `json:"host"`
+	Simulated bool         `json:"simulated"`
+	Execution string       `json:"execution"`
+	// From and To are the window in which a fault counts as fresh.
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+	// Lines is how many lines were searched, and BaselineLines with how many from
+	// before they were compared.
+	Lines         int       `json:"lines"`
+	BaselineLines int       `json:"baseline_lines"`
+	Suspects      []Suspect `json:"suspects"`
+}
+
+// Suspect is something that may be the cause.
+type Suspect struct {
+	Rule  string          `json:"rule"`
+	Class fleet.Signature `json:"class"`
+	Title string          `json:"title"`
+	// Score orders suspects; it is in 0..1 and is no probability.
+	Score float64 `json:"score"`
+	// Count is how many lines in the window say so.
+	Count    int        `json:"count"`
+	Culprits []string   `json:"culprits"`
+	First    time.Time  `json:"first,omitzero"`
+	Last     time.Time  `json:"last,omitzero"`
+	Evidence []Evidence `json:"evidence"`
+	Advice   string     `json:"advice,omitempty"`
+}
+
+// Evidence is a line of a file in the diagnostics, counted from 1.
+type Evidence struct {
+	File string    `json:"file"`
+	Line int       `json:"line"`
+	Time time.Time `json:"time,omitzero"`
+	Text string    `json:"text"`
 }
 
 // PolicyView is the policy in force.

@@ -239,6 +239,7 @@ func TestEveryRouteAnswers(t *testing.T) {
 		{"GET", "/api/v1/executions", "", 200, []any{"executions", 0, "steps", 0, "state"}, "succeeded"},
 		{"GET", "/api/v1/executions/" + execWithout, "", 200, []any{"outcome"}, "healthy again"},
 		{"GET", "/api/v1/executions/" + execWithBundle + "/bundle", "", 200, nil, nil},
+		{"GET", "/api/v1/executions/" + execWithBundle + "/root-cause", "", 200, []any{"suspects", 0, "evidence", 0, "text"}, "Out of memory"},
 		{"GET", "/api/v1/deadletters", "", 200, []any{"deadletters", 0, "samples", 0, "values", "load_1m"}, 1.0},
 		{"GET", "/api/v1/deadletters/7", "", 200, []any{"reason"}, "field type conflict"},
 		{"POST", "/api/v1/deadletters/7/retry", "", 200, []any{"id"}, "7"},
@@ -266,6 +267,9 @@ func TestAnswersInDetail(t *testing.T) {
 	a := s.ask("GET", "/api/v1/executions/"+execWithBundle+"/bundle", "")
 	if got := a.Header.Get("Content-Disposition"); string(a.body) != "not really zstd" || got != `attachment; filename="01J1BUNDLE.tar.zst"` {
 		t.Errorf("bundle: %q as %s", a.body, got)
+	}
+	if a := s.ask("GET", "/api/v1/executions/"+execWithBundle+"/root-cause?format=markdown", ""); string(a.body) != "# Host: out of memory\n" {
+		t.Errorf("the root cause in Markdown: %s", a.body)
 	}
 	a = s.ask("POST", "/api/v1/executions", `{"host":"sim-host1","action":"hand-over","reason":"look at it"}`)
 	if b := s.ask("GET", a.Header.Get("Location"), ""); b.field("id") != a.field("id") || b.field("reason") != "look at it" {
@@ -339,6 +343,7 @@ var access = map[string]Role{
 	"POST /api/v1/executions":                  RoleOperator,
 	"GET /api/v1/executions/:id":               RoleViewer,
 	"GET /api/v1/executions/:id/bundle":        RoleViewer,
+	"GET /api/v1/executions/:id/root-cause":    RoleViewer,
 	"GET /api/v1/events":                       RoleViewer,
 	"GET /api/v1/policy":                       RoleViewer,
 	"GET /api/v1/policy/explain":               RoleViewer,
@@ -527,6 +532,8 @@ func TestBadRequests(t *testing.T) {
 		"unknown execution":        {"GET", "/api/v1/executions/x", "", 404, "no execution"},
 		"unknown dead letter":      {"GET", "/api/v1/deadletters/8", "", 404, "no dead letter"},
 		"retry of none":            {"POST", "/api/v1/deadletters/8/retry", "{}", 404, "no dead letter"},
+		"root cause of none":       {"GET", "/api/v1/executions/" + execWithout + "/root-cause", "", 404, "Phase 2 did not run"},
+		"root cause as a poem":     {"GET", "/api/v1/executions/" + execWithBundle + "/root-cause?format=poem", "", 400, "poem"},
 		"explain without a host":   {"GET", "/api/v1/policy/explain", "", 400, "host"},
 		"explain no host":          {"GET", "/api/v1/policy/explain?host=nowhere", "", 404, "nowhere"},
 		"explain no action":        {"GET", "/api/v1/policy/explain?host=sim-host1&action=explode", "", 400, "explode"},

@@ -234,6 +234,13 @@ func (f *fake) Bundle(context.Context, fleet.Execution) (io.ReadCloser, error) {
 	return f.bundle, f.err
 }
 
+func (f *fake) RootCause(_ context.Context, e fleet.Execution) (RootCause, string, error) {
+	defer f.lock()()
+	return RootCause{Host: e.Host, Simulated: e.Simulated, Execution: e.ID, From: epoch, To: epoch, Lines: 7, Suspects: []Suspect{
+		{Rule: "oom-kill", Class: fleet.SignatureMemoryLeak, Title: "out of memory", Score: 0.9, Count: 1, Culprits: []string{"a.service"}, Evidence: []Evidence{{File: "kernel.log", Line: 3, Text: "Out of memory"}}},
+	}}, "# Host: out of memory\n", f.err
+}
+
 func (f *fake) NotReady(context.Context) (essential, degraded map[string]string) {
 	defer f.lock()()
 	return f.essential, f.degraded

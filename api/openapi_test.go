@@ -251,7 +251,7 @@ func TestOpenAPISchemasAreTheTypes(t *testing.T) {
 	for name, v := range map[string]any{
 		"Host": HostView{}, "VM": fleet.VM{}, "Prediction": fleet.Prediction{}, "Contribution": fleet.Contribution{}, "Alternative": fleet.Alternative{},
 		"Recommendation": fleet.Recommendation{}, "Execution": fleet.Execution{}, "Step": fleet.Step{}, "GuestReport": fleet.GuestReport{}, "Point": Point{}, "Problem": problem{}, "DeadLetter": DeadLetter{}, "DeadSample": DeadSample{},
-		"Policy": PolicyView{}, "Explanation": Explanation{}, "Freeze": fleet.Freeze{}, "Cordon": fleet.Cordon{},
+		"Policy": PolicyView{}, "RootCause": RootCause{}, "Suspect": Suspect{}, "Evidence": Evidence{}, "Explanation": Explanation{}, "Freeze": fleet.Freeze{}, "Cordon": fleet.Cordon{},
 	} {
 		var all, always []string
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {

@@ -74,6 +74,7 @@ func New(cfg Config) (*Server, error) {
 	g.POST("/executions", s.execute, operate)
 	g.GET("/executions/:id", s.execution, view)
 	g.GET("/executions/:id/bundle", s.bundle, view)
+	g.GET("/executions/:id/root-cause", s.rootCause, view)
 	g.GET("/policy", s.policy, view)
 	g.GET("/policy/explain", s.explain, view)
 	g.GET("/freezes", s.freezes, view)

@@ -27,6 +27,8 @@ type Record struct {
 	// EvidenceAt is when the evidence for the action was seen last.
 	EvidenceAt time.Time       `json:"evidence_at,omitzero"`
 	Approval   *guard.Approval `json:"approval,omitempty"`
+	// Prediction is what led to the execution; nil where a person asked for it.
+	Prediction *fleet.Prediction `json:"prediction,omitempty"`
 }
 
 // Stored is a record and its revision in the store.
@@ -128,6 +130,8 @@ type Request struct {
 	EvidenceAt time.Time
 	// Approval is a person's consent; nil if there is none.
 	Approval *guard.Approval
+	// Prediction is what led to the request; nil if nothing did.
+	Prediction *fleet.Prediction
 	// DryRun says what would happen, and does nothing.
 	DryRun bool
 }
@@ -351,7 +355,7 @@ func (c *Coordinator) Submit(ctx context.Context, r Request) (fleet.Execution, e
 			Recommendation: r.Recommendation, RequestedBy: r.RequestedBy, Created: now, Updated: now, Deadline: now.Add(c.cfg.Limits.Start),
 			Steps: []fleet.Step{}, GuestsBefore: []fleet.GuestReport{}, GuestsAfter: []fleet.GuestReport{},
 		},
-		EvidenceAt: r.EvidenceAt, Approval: r.Approval,
+		EvidenceAt: r.EvidenceAt, Approval: r.Approval, Prediction: r.Prediction,
 	}
 	d, host := c.check(ctx, guard.Request{Host: r.Host, Action: r.Action, EvidenceAt: r.EvidenceAt, Approval: r.Approval})
 	rec.Simulated = host.Simulated
@@ -691,6 +695,9 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 		for _, e := range effects {
 			if e.Kind == EffectCommand {
 				rec.Command = command(next, e.Phase, now, c.cfg.Limits)
+				if e.Phase == fleet.PhaseDiagnose {
+					rec.Command.Prediction = rec.Prediction
+				}
 				if e.Phase == fleet.PhaseMigrate {
 					rec.Command.Targets = ev.Targets
 				}

@@ -46,6 +46,8 @@ type Config struct {
 	// Healthy, if not nil, tells of each configured unit whether it is active and
 	// healthy now.
 	Healthy func(ctx context.Context) map[string]bool
+	// Telemetry, if not nil, returns the newest samples of this host, oldest first.
+	Telemetry func() []fleet.Sample
 	// Dir, if not "", is where an archive is left that could not be uploaded.
 	Dir string
 
@@ -160,7 +162,7 @@ func (c *Collector) Collect(ctx context.Context, cmd fleet.Command) (archive []b
 	now := c.cfg.Clock()
 	units, odd := unitNames(cmd.Units, c.cfg.Units)
 	healthy := c.health(limited)
-	found := c.collect(limited, c.sources(units, now))
+	found := c.collect(limited, append(c.sources(units, now), c.prediction(c.share(1, 1), cmd.Prediction)))
 	m := Manifest{
 		Version: manifestVersion, Host: c.cfg.Host, Execution: cmd.Execution, Command: cmd.ID, Attempt: cmd.Attempt,
 		Reason: string(redactOnly([]byte(clip(cmd.Reason, 1000)))), Units: units, Time: now.UTC(),

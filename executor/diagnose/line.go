@@ -63,7 +63,7 @@ func parserOf(file string) func(*line) {
 		return parseKernel
 	case strings.HasSuffix(file, "/journal.log"), file == "journal.log", file == baselineFile:
 		return parseJournal
-	case strings.HasPrefix(file, "pstore/"):
+	case strings.HasPrefix(file, "pstore/"), strings.HasPrefix(file, "vmcore/") && file != "vmcore/list.txt":
 		return parsePstore
 	case strings.HasPrefix(file, "libvirt/"):
 		return parseLibvirt

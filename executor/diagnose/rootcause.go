@@ -205,7 +205,7 @@ func (a *analysis) search(f evidenceFile, each func(l *line, fresh, matched bool
 		place = "journal"
 	}
 	from := a.from
-	if strings.HasPrefix(f.name, "pstore/") {
+	if strings.HasPrefix(f.name, "pstore/") || strings.HasPrefix(f.name, "vmcore/") {
 		from = a.to.Add(-pstoreFresh)
 	}
 	eachLine(f, func(l *line) {

@@ -116,11 +116,12 @@ func (c *Collector) sources(units []string, now time.Time) []source {
 	before := c.journal(baselineFile, c.cfg.MaxSourceBytes, c.cfg.MaxLines, "--since="+moment(since.Add(-c.cfg.Baseline)), "--until="+moment(since))
 	before.hidden = true
 	return append(all,
-		c.journal("journal.log", share(20, 1), c.cfg.MaxLines, "--since="+moment(since)),
+		c.journal("journal.log", share(13, 1), c.cfg.MaxLines, "--since="+moment(since)),
 		before,
 		c.kernelLog(share(10, 1), now),
 		c.directory("pstore", "/sys/fs/pstore", "*", share(8, 1), 64),
 		c.directory("pstore/kept", "/var/lib/systemd/pstore", "*", share(2, 1), 16),
+		c.vmcores(share(3, 1)),
 		c.processes(share(8, 1)),
 		c.command("failed-units.txt", share(1, 1), "systemctl", "list-units", "--state=failed", "--all", "--plain", "--no-legend", "--no-pager"),
 		c.command("filesystems.txt", share(1, 1), "df", "-P", "-T", "-l"),
@@ -133,6 +134,7 @@ func (c *Collector) sources(units []string, now time.Time) []source {
 		c.copies("sockets", share(1, 1), "/proc/net/unix"),
 		c.directory("libvirt", "/var/log/libvirt", "*.log", share(4, 1), 16),
 		c.directory("libvirt/qemu", "/var/log/libvirt/qemu", "*.log", share(8, 1), 64),
+		c.telemetry(share(3, 1)),
 	)
 }
 

@@ -675,7 +675,7 @@ func TestGuestsAreWatchedThroughout(t *testing.T) {
 			t.Fatalf("%+v", rep)
 		}
 		for _, g := range rep.GuestsAfter {
-			if g.MaxGapSeconds < 0.16 || g.MaxGapSeconds > 0.22 {
+			if g.MaxGapSeconds < 0.16 || g.MaxGapSeconds > 0.27 {
 				t.Errorf("%s was not seen for %v s", g.ID, g.MaxGapSeconds)
 			}
 		}

@@ -10,7 +10,7 @@ import (
 const (
 	// watchEvery is the least time between two looks at the guests; they take at most
 	// one part in watchShare of the time.
-	watchEvery = 20 * time.Millisecond
+	watchEvery = 50 * time.Millisecond
 	watchShare = 4
 )
 

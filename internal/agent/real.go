@@ -83,7 +83,8 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		return err
 	}
 	defer sampler.Close()
-	diagnostics, err := diagnose.New(diagnose.Config{Host: id, Units: names, Uploads: b, Healthy: services.Healthy, Dir: filepath.Join(dir, "bundles"), Log: log})
+	samples := &recent{}
+	diagnostics, err := diagnose.New(diagnose.Config{Host: id, Units: names, Uploads: b, Healthy: services.Healthy, Telemetry: samples.all, Dir: filepath.Join(dir, "bundles"), Log: log})
 	if err != nil {
 		return err
 	}
@@ -128,6 +129,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		Sample: func(ctx context.Context) (fleet.Sample, error) {
 			s, reports := sampler.Sample(ctx)
 			logSources(log, hung, reports)
+			samples.add(s)
 			return s, nil
 		},
 	})

@@ -33,21 +33,33 @@ const longest = 256 << 20
 
 // do sends a request and decodes the answer into result, if that is not nil.
 func (c *client) do(ctx context.Context, method, path string, body, result any) error {
+	answer, err := c.send(ctx, method, path, body)
+	if err != nil || result == nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, result); err != nil {
+		return fmt.Errorf("the control plane's answer is not understood: %w", err)
+	}
+	return nil
+}
+
+// send sends a request and returns the answer as it is.
+func (c *client) send(ctx context.Context, method, path string, body any) ([]byte, error) {
 	u, err := url.Parse(c.server)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return usageError{fmt.Errorf("--server %q is not an http or https address", c.server)}
+		return nil, usageError{fmt.Errorf("--server %q is not an http or https address", c.server)}
 	}
 	var data []byte
 	if body != nil {
 		if data, err = json.Marshal(body); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.server, "/")+path, bytes.NewReader(data))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -56,7 +68,7 @@ func (c *client) do(ctx context.Context, method, path string, body, result any) 
 	if c.tokenFile != "" {
 		text, err := os.ReadFile(c.tokenFile)
 		if err != nil {
-			return fmt.Errorf("--token-file: %w", err)
+			return nil, fmt.Errorf("--token-file: %w", err)
 		}
 		token = strings.TrimSpace(string(text))
 	}
@@ -65,25 +77,19 @@ func (c *client) do(ctx context.Context, method, path string, body, result any) 
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the control plane: %w; is it running there (tardigrade serve)? --server names another", err)
+		return nil, fmt.Errorf("ask the control plane: %w; is it running there (tardigrade serve)? --server names another", err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, longest))
 	if err != nil {
-		return fmt.Errorf("ask the control plane: %w", err)
+		return nil, fmt.Errorf("ask the control plane: %w", err)
 	}
 	if resp.StatusCode >= 300 {
 		var p struct{ Title, Detail string }
 		if json.Unmarshal(answer, &p) == nil && p.Detail != "" {
-			return errors.New(p.Detail)
+			return nil, errors.New(p.Detail)
 		}
-		return fmt.Errorf("the control plane answers %s", resp.Status)
+		return nil, fmt.Errorf("the control plane answers %s", resp.Status)
 	}
-	if result == nil {
-		return nil
-	}
-	if err := json.Unmarshal(answer, result); err != nil {
-		return fmt.Errorf("the control plane's answer is not understood: %w", err)
-	}
-	return nil
+	return answer, nil
 }

@@ -138,8 +138,8 @@ func execute(c *executor.Coordinator) func(context.Context, fleet.Recommendation
 	return func(ctx context.Context, rec fleet.Recommendation) (fleet.Execution, error) {
 		return c.Submit(ctx, executor.Request{
 			Host: rec.Host, Action: rec.Action, Reason: rec.Reason, Recommendation: rec.ID, RequestedBy: rec.DecidedBy,
-			EvidenceAt: rec.Prediction.Time,
-			Approval:   consent(rec.DecidedBy, rec.DecidedAt, rec.Action),
+			EvidenceAt: rec.Prediction.Time, Prediction: &rec.Prediction,
+			Approval: consent(rec.DecidedBy, rec.DecidedAt, rec.Action),
 		})
 	}
 }

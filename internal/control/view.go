@@ -10,6 +10,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/executor"
+	"github.com/tardigrade-recovery/tardigrade/executor/diagnose"
 	"github.com/tardigrade-recovery/tardigrade/executor/guard"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -137,6 +138,37 @@ func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Act
 func (p *Plane) Bundle(ctx context.Context, e fleet.Execution) (io.ReadCloser, error) {
 	r, err := p.bundles.Open(ctx, e.Host, e.Bundle)
 	return r, problem(err)
+}
+
+// RootCause reads what the diagnostics of an execution conclude.
+func (p *Plane) RootCause(ctx context.Context, e fleet.Execution) (api.RootCause, string, error) {
+	out := api.RootCause{Simulated: e.Simulated, Suspects: []api.Suspect{}}
+	r, err := p.Bundle(ctx, e)
+	if err != nil {
+		return out, "", err
+	}
+	defer r.Close()
+	cause, text, err := diagnose.ReadRootCause(r)
+	if errors.Is(err, diagnose.ErrNoConclusion) {
+		return out, "", fmt.Errorf("execution %s: %w: %w", e.ID, err, api.ErrNotFound)
+	}
+	if err != nil {
+		return out, "", fmt.Errorf("execution %s: %w", e.ID, err)
+	}
+	// The archive speaks for the host that sent it, whatever is in it.
+	out.Host, out.Execution = e.Host, e.ID
+	out.From, out.To, out.Lines, out.BaselineLines = cause.From, cause.To, cause.Lines, cause.BaselineLines
+	for _, s := range cause.Suspects {
+		suspect := api.Suspect{
+			Rule: s.Rule, Class: s.Class, Title: s.Title, Score: s.Score, Count: s.Count, Culprits: append([]string{}, s.Culprits...),
+			First: s.First, Last: s.Last, Advice: s.Advice, Evidence: []api.Evidence{},
+		}
+		for _, v := range s.Evidence {
+			suspect.Evidence = append(suspect.Evidence, api.Evidence{File: v.File, Line: v.Line, Time: v.Time, Text: v.Text})
+		}
+		out.Suspects = append(out.Suspects, suspect)
+	}
+	return out, text, nil
 }
 
 // NotReady says which parts do not work now, and why. Without InfluxDB all goes

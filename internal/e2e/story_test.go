@@ -187,6 +187,21 @@ func (s *story) handedOver(service string) {
 	if err != nil || resp.StatusCode != http.StatusOK {
 		s.t.Fatalf("%s: %v", resp.Status, err)
 	}
+	for _, name := range []string{"telemetry.csv", "prediction.json"} {
+		one := exec.Command("tar", "--zstd", "-xO", name)
+		one.Stdin = bytes.NewReader(archive)
+		if text, err := one.Output(); err != nil || !bytes.Contains(text, []byte(service+".service")) {
+			s.t.Errorf("%s in the bundle: %v, %.500s", name, err, text)
+		}
+	}
+	var cause struct {
+		Suspects []struct {
+			Evidence []struct{ Text string }
+		}
+	}
+	if !s.read("/api/v1/executions/"+e.ID+"/root-cause", &cause) || len(cause.Suspects) == 0 || len(cause.Suspects[0].Evidence) == 0 {
+		s.t.Errorf("the root cause: %+v", cause)
+	}
 	list := exec.Command("tar", "--zstd", "-xO", "--wildcards", "*"+service+".service*")
 	list.Stdin = bytes.NewReader(archive)
 	text, err := list.Output()
@@ -494,9 +509,21 @@ func (s *story) agentMiB() float64 {
 		s.t.Errorf("the agent does not run: %v", err)
 		return 0
 	}
-	status, err := os.ReadFile("/proc/" + strings.TrimSpace(string(out)) + "/status")
+	own, err := os.Stat(s.host.Share)
 	if err != nil {
 		s.t.Error(err)
+		return 0
+	}
+	var status []byte
+	for pid := range strings.FieldsSeq(string(out)) {
+		// There may be others, on hosts of other tests.
+		share, err := os.Stat("/proc/" + pid + "/root/share")
+		if err != nil || !os.SameFile(own, share) {
+			continue
+		}
+		if status, err = os.ReadFile("/proc/" + pid + "/status"); err != nil {
+			s.t.Error(err)
+		}
 	}
 	var kib float64
 	for l := range strings.Lines(string(status)) {

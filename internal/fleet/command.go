@@ -27,6 +27,9 @@ type Command struct {
 	// Targets says for each VM where it goes (PhaseMigrate).
 	Targets []Target `json:"targets,omitempty"`
 	Reason  string   `json:"reason,omitempty"`
+	// Prediction is what led to the execution, for PhaseDiagnose; nil where a person
+	// asked for it.
+	Prediction *Prediction `json:"prediction,omitempty"`
 }
 
 // Target is the host that a VM is to be moved to.
