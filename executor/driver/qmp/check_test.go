@@ -20,6 +20,7 @@ type played struct {
 	memory  string
 	// root and net are what its process has for a root directory and a network.
 	root, net string
+	program   string
 }
 
 func newPlayed(t *testing.T) *played {
@@ -29,7 +30,7 @@ func newPlayed(t *testing.T) *played {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	g := &played{root: "/", net: "net:[1]", p: &Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan"), Proc: filepath.Join(dir, "proc")}, memory: filepath.Join(dir, "ram")}
+	g := &played{program: "/bin/true", root: "/", net: "net:[1]", p: &Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan"), Proc: filepath.Join(dir, "proc")}, memory: filepath.Join(dir, "ram")}
 	if err := os.WriteFile(g.memory, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ func (g *played) check(t *testing.T) (Plan, error) {
 	g.write(t, "sys/kernel/random/boot_id", "boot1\n")
 	g.write(t, pid+"/status", "Name:\tqemu\nUid:\t0\t64055\t0\t0\nGid:\t0\t103\t0\t0\nGroups:\t103 994 \n")
 	g.write(t, pid+"/oom_score_adj", "-500\n")
-	for name, to := range map[string]string{pid + "/cwd": "/", pid + "/exe": "/usr/bin/qemu (deleted)", pid + "/root": g.root,
+	for name, to := range map[string]string{pid + "/cwd": "/", pid + "/exe": g.program + " (deleted)", pid + "/root": g.root,
 		pid + "/ns/net": g.net, pid + "/ns/pid": "pid:[1]", pid + "/ns/user": "user:[1]", "self/ns/net": "net:[1]", "self/ns/pid": "pid:[1]", "self/ns/user": "user:[1]"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(g.p.Proc, name)), 0o755); err != nil {
 			t.Fatal(err)
@@ -98,13 +99,18 @@ func TestCheckChoosesTheWay(t *testing.T) {
 		"QEMU 8.2":               {func(g *played) { g.answers["query-version"] = `"return": {"qemu": {"major": 8, "minor": 2}}` }, WayReboot, true},
 		"QEMU 10.0":              {func(g *played) { g.answers["query-version"] = `"return": {"qemu": {"major": 10, "minor": 0}}` }, WayReboot, true},
 		"private RAM":            {func(g *played) { g.answers["query-memdev"], g.p.FullSave = `"return": []`, true }, WayFull, true},
-		"a reset of the kernel":  {func(g *played) { g.p.Reset, g.p.FullSave = true, true }, WayFull, false},
+		"a reset of the kernel":  {func(g *played) { g.p.Reset, g.p.FullSave = true, true }, WayFull, true},
 		"a tap device":           {func(g *played) { g.args = append(g.args, "-netdev", "tap,ifname=tap0") }, WayShared, false},
 		"a monitor beside QMP":   {func(g *played) { g.args = append(g.args, "-monitor", "unix:/run/m,server=on") }, WayShared, false},
 		"a console that listens": {func(g *played) { g.args = append(g.args, "-serial", "unix:/run/s,server=on,wait=off") }, WayShared, false},
 		"VNC":                    {func(g *played) { g.args = append(g.args, "-vnc", ":1") }, WayShared, false},
 		"a pid file":             {func(g *played) { g.args = append(g.args, "-pidfile", "/run/web.pid") }, WayShared, false},
 		"a vhost device":         {func(g *played) { g.args = append(g.args, "-device", "vhost-vsock-pci,guest-cid=3") }, WayShared, false},
+		"forwarded ports":        {func(g *played) { g.args = append(g.args, "-netdev", "user,id=n,hostfwd=tcp::22-:22") }, WayShared, false},
+		"a user's network":       {func(g *played) { g.args = append(g.args, "-netdev", "user,id=n") }, WayShared, true},
+		"a log that is emptied":  {func(g *played) { g.args = append(g.args, "-chardev", "file,id=l,path=/l") }, WayShared, false},
+		"a log that grows":       {func(g *played) { g.args = append(g.args, "-chardev", "file,id=l,path=/l,append=on") }, WayShared, true},
+		"how it came there":      {func(g *played) { g.args = append(g.args, "-daemonize", "-incoming", "defer", "--loadvm", "x") }, WayShared, true},
 		"disks": {func(g *played) {
 			g.args = append(g.args, "-drive", "file=/a.img,if=virtio", "-device", "virtio-rng-pci")
 		}, WayShared, true},
@@ -117,9 +123,12 @@ func TestCheckChoosesTheWay(t *testing.T) {
 				t.Fatalf("%+v, %v", plan, err)
 			}
 			one := plan.Guests[0]
-			if one.Way != c.way || (one.Next != "") != c.next || one.Args[0] != "/usr/bin/qemu" || one.Cgroup != "/machine.slice/web.scope" || one.Started != "4711" || !one.Running ||
+			if one.Way != c.way || (one.Next != "") != c.next || one.Args[0] != "/bin/true" || one.Cgroup != "/machine.slice/web.scope" || one.Started != "4711" || !one.Running ||
 				one.UID != 64055 || one.GID != 103 || !slices.Equal(one.Groups, []uint32{103, 994}) || one.OOMScore != -500 {
 				t.Errorf("%+v", one)
+			}
+			if slices.Contains(one.Args, "-incoming") || slices.Contains(one.Args, "-daemonize") || slices.Contains(one.Args, "--loadvm") || slices.Contains(one.Args, "x") {
+				t.Errorf("%q", one.Args)
 			}
 			if one.Way != WayFull && (len(one.Memory) != 1 || one.Memory[0].Bytes != 4096 || one.Memory[0].Inode == 0) {
 				t.Errorf("%+v", one.Memory)
@@ -151,6 +160,7 @@ func TestCheckBlocks(t *testing.T) {
 		"no such capability": {func(g *played) { g.answers[`query-migrate-capabilities"`] = `"return": []` }, "this QEMU can only write its whole RAM"},
 		"a guest on its way": {func(g *played) { g.answers["query-status"] = `"return": {"status": "inmigrate", "running": false}` }, "it is inmigrate"},
 		"another network":    {func(g *played) { g.net = "net:[2]" }, "net namespace of its own"},
+		"no program":         {func(g *played) { g.program = "/usr/bin/no-qemu" }, "no-qemu is gone"},
 		"another root":       {func(g *played) { g.root = "/proc" }, "another file for its QEMU"},
 		"a broken answer":    {func(g *played) { g.answers["qom-list"] = `"return": 7` }, "qom-list"},
 	} {

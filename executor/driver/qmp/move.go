@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -49,14 +50,14 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 		}
 		// The new processes come first, since their start would slow down those that
 		// are on their way.
-		started := make([]*Conn, len(guests))
+		started, refused := make([]*Conn, len(guests)), make([]error, len(guests))
 		err := each(guests, func(i int, g Preserved) error {
 			if g.Next == "" {
 				return nil
 			}
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			started[i] = p.stage(context.WithoutCancel(ctx), g)
+			started[i], refused[i] = p.stage(context.WithoutCancel(ctx), g)
 			return p.station("launched")
 		})
 		frozen := make([]time.Duration, len(guests))
@@ -64,6 +65,9 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 			err = each(guests, func(i int, g Preserved) error {
 				slots <- struct{}{}
 				defer func() { <-slots }()
+				if refused[i] != nil {
+					return fmt.Errorf("it goes on in its old QEMU: %w", refused[i])
+				}
 				var err error
 				frozen[i], err = p.move(context.WithoutCancel(ctx), g, started[i])
 				return err
@@ -82,21 +86,28 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 	return moved, errors.Join(errs...)
 }
 
-// stage starts a guest's new process beside the old one. nil means that this did not
-// work: the new one must be started after the end of the old one then.
-func (p *Preserver) stage(ctx context.Context, g Preserved) *Conn {
+// conflict is what QEMU says when something belongs to another process.
+var conflict = regexp.MustCompile(`(?i)lock|busy|in use`)
+
+// stage starts a guest's new process beside the old one. It returns neither a
+// connection nor an error if the two are in each other's way: the new one must be
+// started after the end of the old one then. With an error, no new one can be started.
+func (p *Preserver) stage(ctx context.Context, g Preserved) (*Conn, error) {
 	c, pid, err := p.start(ctx, g, g.Next)
 	if err == nil {
 		if err = c.prepare(g.Way); err == nil {
-			return c
+			return c, nil
 		}
 		c.Close()
 	}
 	if pid > 0 {
-		_ = p.end(ctx, pid)
+		err = errors.Join(err, p.end(ctx, pid))
 	}
 	_ = os.Remove(g.Next)
-	return nil
+	if conflict.MatchString(err.Error()) {
+		return nil, nil
+	}
+	return nil, err
 }
 
 // start starts a QEMU that waits for the guest, with its QMP socket at a path. The
@@ -239,8 +250,8 @@ func (p *Preserver) goOn(c *Conn, g Preserved) error {
 }
 
 // Save stops all guests of a plan at once, writes their device states and ends their
-// processes. On an error all guests that still have their process run on. Once
-// begun, it is finished even if ctx ends.
+// processes. It first finds out whether new ones can be started. On an error all guests
+// that still have their process run on. Once begun, it is finished even if ctx ends.
 func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 	unlock, err := p.lock(ctx)
 	if err != nil {
@@ -263,7 +274,12 @@ func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 	}()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*p.timeout())
 	defer cancel()
-	// Nothing stops before all can be stopped.
+	// Nothing stops before all can be stopped, and started again.
+	if err := p.rehearse(ctx, plan); errors.As(err, new(stranded)) {
+		return err
+	} else if err != nil {
+		return errors.Join(err, p.Forget())
+	}
 	err = each(plan.Guests, func(i int, g Preserved) error {
 		c, err := Dial(ctx, p.socket(g.ID))
 		if err != nil {
@@ -295,6 +311,32 @@ func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 		return errors.Join(err, back)
 	}
 	return each(plan.Guests, func(i int, g Preserved) error { return p.leave(ctx, conns[i], g) })
+}
+
+// rehearse starts the QEMU of each guest that can be started beside the old one, and
+// ends it again.
+func (p *Preserver) rehearse(ctx context.Context, plan Plan) error {
+	slots := make(chan struct{}, max(1, runtime.NumCPU()))
+	return each(plan.Guests, func(_ int, g Preserved) error {
+		if g.Next == "" {
+			return nil
+		}
+		slots <- struct{}{}
+		defer func() { <-slots }()
+		c, err := p.stage(ctx, g)
+		if err != nil {
+			return fmt.Errorf("no new QEMU can be started for it: %w", err)
+		}
+		if err := p.station("launched"); err != nil || c == nil {
+			return err
+		}
+		defer c.Close()
+		pid, err := c.peer()
+		if err == nil {
+			err = p.end(ctx, pid)
+		}
+		return errors.Join(err, os.Remove(g.Next))
+	})
 }
 
 // prepare chooses the way, and lifts QEMU's limit on bandwidth, which applies even to

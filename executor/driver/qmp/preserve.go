@@ -216,9 +216,7 @@ func (p *Preserver) check(ctx context.Context, g fleet.GuestReport, boot string)
 			return out, fmt.Errorf("its RAM %s is another file for its QEMU than for the agent (%v)", m.Path, e)
 		}
 	}
-	if !p.Reset {
-		out.Next = next(out.Args, path)
-	}
+	out.Next = next(out.Args, path)
 	return out, err
 }
 
@@ -353,6 +351,10 @@ func next(args []string, socket string) string {
 			bad = strings.Contains(first, "vhost") || strings.Contains(first, "ivshmem")
 		case "-qmp":
 			bad = !strings.Contains(value, socket)
+		case "-chardev":
+			bad = first != "null" && !strings.Contains(value, socket) && !(first == "file" && strings.Contains(value, "append=on"))
+		case "-netdev":
+			bad = first != "user" || strings.Contains(value, "fwd=")
 		}
 		if bad {
 			return ""
@@ -367,7 +369,8 @@ func next(args []string, socket string) string {
 var alone = map[string]bool{
 	"-name": true, "-uuid": true, "-accel": true, "-cpu": true, "-smp": true, "-m": true, "-machine": true, "-M": true, "-boot": true,
 	"-display": true, "-vga": true, "-rtc": true, "-global": true, "-object": true, "-drive": true, "-blockdev": true, "-device": true,
-	"-kernel": true, "-initrd": true, "-append": true, "-monitor": true, "-serial": true, "-qmp": true,
+	"-kernel": true, "-initrd": true, "-append": true, "-monitor": true, "-serial": true, "-qmp": true, "-chardev": true, "-mon": true,
+	"-netdev": true, "-smbios": true, "-numa": true, "-overcommit": true, "-sandbox": true, "-bios": true, "-L": true, "-msg": true, "-runas": true,
 	"-nodefaults": false, "-no-user-config": false, "-enable-kvm": false, "-S": false, "-no-reboot": false, "-no-shutdown": false,
 }
 

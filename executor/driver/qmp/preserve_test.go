@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,6 +133,46 @@ func TestFullSave(t *testing.T) {
 	}
 }
 
+// A guest as Proxmox VE starts it: a daemon, with its monitor on a character device.
+func TestDaemon(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	sector, err := rigtest.BootSector(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(dir, "boot.img")
+	if err := os.WriteFile(image, sector, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, in := io.Pipe()
+	g := rigtest.StartMachine(t, dir, "other", 4, in, []string{"-drive", "file=" + image + ",format=raw,if=floppy,readonly=on", "-daemonize",
+		"-chardev", "socket,id=qmp,path=" + dir + "/guest.qmp,server=on,wait=off", "-mon", "chardev=qmp,mode=control"})
+	g.Watch = rigtest.NewWatch(out)
+	g.AwaitTicks(20, time.Minute)
+	if err := os.Remove(filepath.Join(dir, "other.qmp")); err != nil { // its second monitor is nobody's business
+		t.Fatal(err)
+	}
+	p := &qmp.Preserver{Sockets: dir, Dir: filepath.Join(dir, "plan")}
+	for range 2 {
+		plan, err := p.Check(t.Context())
+		if err != nil || len(plan.Guests) != 1 || plan.Guests[0].ID != "guest" {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		if _, err := p.Move(t.Context(), plan); err != nil {
+			t.Fatal(err)
+		}
+		g.AwaitTicks(60, time.Minute)
+		g.Unharmed()
+		if err := p.Forget(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(dir, "other.qmp")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The new process must not have more rights than the old one.
 func TestRightsAreKept(t *testing.T) {
 	t.Parallel()
@@ -184,6 +225,27 @@ func TestAGuestThatCannotMoveGoesOn(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "VM g0: it goes on in its old QEMU") || len(moved) != 1 || moved["g1"] == 0 {
 		t.Fatalf("%+v, %v", moved, err)
 	}
+	if err := p.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	// Its new QEMU does not start at all.
+	image := filepath.Join(p.Sockets, "g0.img")
+	if err := os.Rename(image, image+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if plan, err = p.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if moved, err = p.Move(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "VM g0: it goes on in its old QEMU") || !strings.Contains(err.Error(), "g0.img") || len(moved) != 1 {
+		t.Fatalf("%+v, %v", moved, err)
+	}
+	if err := p.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	// So nothing is frozen for a reset either.
+	if err := p.Save(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "VM g0: no new QEMU can be started for it") || strings.Contains(err.Error(), "VM g1") {
+		t.Fatal(err)
+	}
 	if after := guests[0].PIDs(); len(after) != 1 || after[0] != before[0] {
 		t.Errorf("processes %v before, %v after", before, after)
 	}
@@ -232,7 +294,7 @@ func TestResumeFromAnywhere(t *testing.T) {
 			return nil
 		}
 	}
-	for _, at := range []string{"planned", "frozen", "written", "saved", "ended"} {
+	for _, at := range []string{"planned", "launched", "frozen", "written", "saved", "ended"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			guests, p := bench(t)
@@ -252,7 +314,7 @@ func TestResumeFromAnywhere(t *testing.T) {
 		})
 	}
 	for _, at := range []string{"launched", "loaded"} {
-		t.Run(at, func(t *testing.T) {
+		t.Run("back "+at, func(t *testing.T) {
 			t.Parallel()
 			guests, p := bench(t)
 			plan, err := p.Check(t.Context())

@@ -51,10 +51,10 @@ func (p *Preserver) process(g *Preserved, socket string) error {
 	}
 	// The new process is the program that is installed now, which may be newer.
 	g.Args[0] = strings.TrimSuffix(exe, " (deleted)")
-	// What it was given when it came by this way itself.
-	if i := slices.Index(g.Args, "-incoming"); i >= 0 {
-		g.Args = slices.Delete(g.Args, i, min(i+2, len(g.Args)))
+	if info, err := os.Stat(g.Args[0]); err != nil || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("there is no QEMU to put it into: its program %s is gone (%v)", g.Args[0], err)
 	}
+	g.Args = onward(g.Args)
 	at := filepath.Dir(socket) + "/"
 	for i, a := range g.Args {
 		before, after, ok := strings.Cut(a, at)
@@ -84,6 +84,22 @@ func (p *Preserver) process(g *Preserved, socket string) error {
 	}
 	g.Started, err = p.started(g.PID)
 	return err
+}
+
+// onward are arguments without those that say how the guest came to be there, or that
+// its QEMU leaves its parent, which it does anyway.
+func onward(args []string) []string {
+	var out []string
+	for i := 0; i < len(args); i++ {
+		switch "-" + strings.TrimLeft(args[i], "-") {
+		case "-incoming", "-loadvm":
+			i++ // and its value
+		case "-daemonize":
+		default:
+			out = append(out, args[i])
+		}
+	}
+	return out
 }
 
 // rights reads what a process may do.
