@@ -59,14 +59,18 @@ func bin(x [][]float64, bins int, random *rand.Rand) *binned {
 		b.edges[f] = edges
 		search := newSearch(edges)
 		words, shift := b.words[f/8], f%8*8
-		for i, v := range column {
-			k := uint64(missingBin)
-			if v == v {
-				k = uint64(search.find(v))
-			} else {
-				b.holes[f] = true
+		for i := 0; i < len(column); i += 4 {
+			var four [4]float64
+			n := copy(four[:], column[i:])
+			var found [4]uint8
+			found[0], found[1], found[2], found[3] = search.find4(key(four[0]), key(four[1]), key(four[2]), key(four[3]))
+			for j, v := range four[:n] {
+				if v != v {
+					found[j] = missingBin
+					b.holes[f] = true
+				}
+				words[i+j] |= uint64(found[j]) << shift
 			}
-			words[i] |= k << shift
 		}
 	}
 	return b
@@ -111,10 +115,18 @@ func between(a, b float64) float64 {
 	return m
 }
 
-// search finds bins without a branch: a complete tree of the edges in one array.
+// key is a number that orders as v does, except that it tells -0 from 0. Whole numbers
+// compare in a fifth of the time.
+func key(v float64) int64 {
+	k := int64(math.Float64bits(v))
+	return k ^ int64(uint64(k>>63)>>1)
+}
+
+// search finds bins without a branch: the edges as a complete tree, each node's children at
+// twice its place plus one and two, filled up with what nothing is above.
 type search struct {
 	steps int
-	edges [256]float64
+	tree  [256]int64
 }
 
 func newSearch(edges []float64) *search {
@@ -122,24 +134,46 @@ func newSearch(edges []float64) *search {
 	for 1<<s.steps <= len(edges) {
 		s.steps++
 	}
-	for i := range s.edges {
-		s.edges[i] = math.Inf(1)
+	size := 1<<s.steps - 1
+	at := 0
+	var fill func(k int)
+	fill = func(k int) {
+		if k >= size {
+			return
+		}
+		fill(2*k + 1)
+		s.tree[k] = math.MaxInt64
+		if at < len(edges) {
+			s.tree[k] = key(edges[at] + 0) // never -0
+		}
+		at++
+		fill(2*k + 2)
 	}
-	copy(s.edges[:], edges)
+	fill(0)
 	return s
 }
 
-// find is how many edges are below v, which is not NaN.
-func (s *search) find(v float64) uint8 {
-	var at uint
-	for half := uint(1) << s.steps >> 1; half > 0; half >>= 1 {
-		var step uint
-		if v > s.edges[(at+half-1)&255] {
-			step = half
+// find4 finds the bins of four keys. The processor looks for all of them at a time.
+func (s *search) find4(i, j, k, l int64) (a, b, c, d uint8) {
+	var w, x, y, z int
+	for range s.steps {
+		var p, q, r, t int // written so, the compiler makes them flags
+		if i > s.tree[uint8(w)] {
+			p = 1
 		}
-		at += step
+		if j > s.tree[uint8(x)] {
+			q = 1
+		}
+		if k > s.tree[uint8(y)] {
+			r = 1
+		}
+		if l > s.tree[uint8(z)] {
+			t = 1
+		}
+		w, x, y, z = 2*w+1+p, 2*x+1+q, 2*y+1+r, 2*z+1+t
 	}
-	return uint8(at)
+	less := 1<<(s.steps&15) - 1 // nodes above the last level
+	return uint8(w - less), uint8(x - less), uint8(y - less), uint8(z - less)
 }
 
 // sorter sorts numbers by radix.
