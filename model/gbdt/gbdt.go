@@ -25,12 +25,14 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/calibrate"
 )
 
-// Config says how to learn. The zero value has the defaults, which are scikit-learn's.
+// Config says how to learn. The zero value has the defaults, which are scikit-learn's but for the rate.
 type Config struct {
 	// Trees is how many to learn, 100 by default, and Leaves how many a tree has at most,
 	// 31 by default.
 	Trees, Leaves int
-	// Rate is how much of what a tree has learned is taken over, in 0..1, 0.1 by default.
+	// Rate is how much of what a tree has learned is taken over, in 0..1. By default it is 0.1, as
+	// in scikit-learn, for up to 20,000 rows, and rises slowly with more, to 0.14: the more rows there
+	// are, the less of what a tree has learned is chance.
 	Rate float64
 	// MinLeaf is how many rows a leaf has at least, 20 by default.
 	MinLeaf int
@@ -251,13 +253,13 @@ func Train(ctx context.Context, d Data, c Config) (*Model, error) {
 	if len(d.X) < leastRows {
 		return nil, fmt.Errorf("boosted trees: %d rows are too few to learn from: at least %d are needed", len(d.X), leastRows)
 	}
-	if err := c.complete(features); err != nil {
+	if err := c.complete(len(d.X), features); err != nil {
 		return nil, err
 	}
 	return train(ctx, d, c)
 }
 
-func (c *Config) complete(features int) error {
+func (c *Config) complete(rows, features int) error {
 	set := func(v *int, to int) {
 		if *v == 0 {
 			*v = to
@@ -268,7 +270,7 @@ func (c *Config) complete(features int) error {
 	set(&c.MinLeaf, 20)
 	set(&c.Bins, missingBin)
 	if c.Rate == 0 {
-		c.Rate = 0.1
+		c.Rate = 0.1 * min(max(math.Pow(float64(rows)/20_000, 0.2), 1), 1.4)
 	}
 	if c.FeatureShare == 0 {
 		c.FeatureShare = 1

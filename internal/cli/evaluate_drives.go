@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/datasets/drives"
+	"github.com/tardigrade-recovery/tardigrade/internal/bench"
+	"github.com/tardigrade-recovery/tardigrade/model/drive"
+)
+
+func (a *app) evaluateDrives() *cobra.Command {
+	var data, load, save, cutoff string
+	var asJSON bool
+	j := drivesJudging{}
+	cmd := &cobra.Command{
+		Use: "drives", Short: "Judge the prediction of disk failures on the lives of real drives",
+		Long: `Judge the prediction of disk failures within 30 days on the lives of real drives: a directory with
+CSV files (plain or .gz) in the form of the Backblaze history in dynamichazard, one row for each
+change of a drive's SMART values, from power-on hours tstart to tstop, fails being 1 where the
+drive failed at tstop. See docs/drives.md.
+
+The model, boosted trees, is asked at each instant at which a drive says something new, and knows
+what the drive has said until then, its age, size and model. Two lines:
+
+  drives    a quarter of the drives, drawn by --seed, is judged over its whole life by a model that was trained on
+            the others
+  calendar  all drives are judged from --cutoff on by a model that knows nothing of what came later
+
+With --model a saved model is judged on all drives of the directory; make sure that it was not
+trained on some of them. One line, "other".
+
+An instant counts if its outcome is known: the drive fails, or is seen working for the 30 days after it.
+
+  auc_pr                  over all instants: is there a failure within 30 days?
+  detected_at_far_0.1pct  share of the failing drives that get an alarm before they fail, with the
+  detected_at_far_1pct    threshold at which one in 1000 (100) of the drives that go on working gets an
+                          alarm at any time while it is judged. Drives that say nothing new in the
+                          30 days before they fail (silent) are not counted: nothing could be judged
+  detected_of_all_...     the same with the silent drives counted
+  ..._monthly             the same with one false alarm in 1000 (100) drives and 30 days
+  median_lead_days        from the first alarm to the failure, at 1 %
+  train_s                 CPU seconds to train`,
+		Example: `  tardigrade evaluate drives --data data/hdd --json
+  tardigrade evaluate drives --data data/hdd --save drives.model
+  tardigrade evaluate drives --data data/other --model drives.model --json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if data == "" {
+				return usageError{errors.New("--data must name a directory with a CSV file of drives")}
+			}
+			if load != "" && save != "" {
+				return usageError{errors.New("--model judges a saved model, --save trains one: give one of them")}
+			}
+			var err error
+			if j.cutoff, err = time.Parse(time.DateOnly, cutoff); err != nil {
+				return usageError{fmt.Errorf("--cutoff %q is not a day such as 2016-01-01", cutoff)}
+			}
+			if load != "" {
+				b, err := os.ReadFile(load)
+				if err != nil {
+					return err
+				}
+				if j.model, err = drive.Unmarshal(b); err != nil {
+					return fmt.Errorf("%s: %w", load, err)
+				}
+			}
+			j.save, j.out, j.progress = save, cmd.OutOrStdout(), cmd.ErrOrStderr()
+			j.json = asJSON || !isTerminalWriter(j.out)
+			all, err := drives.Open(data)
+			if err != nil {
+				return err
+			}
+			return j.run(cmd.Context(), all)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&data, "data", "", "`directory` with CSV files of drives, or one such file")
+	f.Uint64Var(&j.seed, "seed", 1, "draws the drives that are judged")
+	f.StringVar(&cutoff, "cutoff", "2016-01-01", "`day` from which on the second line judges")
+	f.StringVar(&load, "model", "", "judge this saved model, `file`, on all drives")
+	f.StringVar(&save, "save", "", "write the model of the first line to this `file`")
+	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
+	return cmd
+}
+
+type drivesJudging struct {
+	seed          uint64
+	cutoff        time.Time
+	model         *drive.Model
+	save          string
+	out, progress io.Writer
+	json          bool
+}
+
+type drivesResult struct {
+	Split string `json:"split"`
+	drive.Verdict
+	TrainDrives int     `json:"train_drives"`
+	TrainS      float64 `json:"train_s"`
+}
+
+// aLife is what the model sees of a drive.
+func aLife(d *drives.Drive) drive.Drive {
+	out := drive.Drive{Model: d.Model, SizeTB: d.SizeTB, End: d.End, Failed: d.Failed, Seen: make([]drive.Observation, len(d.Rows))}
+	for i, r := range d.Rows {
+		out.Seen[i] = drive.Observation{Hours: r.Start, Values: r.Values}
+	}
+	return out
+}
+
+func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
+	if j.model != nil {
+		var test []drive.Drive
+		for i := range all {
+			test = append(test, aLife(&all[i]))
+		}
+		return j.judge(drivesResult{Split: "other"}, j.model, test)
+	}
+	var train, test []drive.Drive
+	r := rand.New(rand.NewPCG(j.seed, 0xd15c))
+	for k, i := range r.Perm(len(all)) {
+		if k < len(all)/4 {
+			test = append(test, aLife(&all[i]))
+		} else {
+			train = append(train, aLife(&all[i]))
+		}
+	}
+	m, err := j.train(ctx, "drives", train, test)
+	if err != nil {
+		return err
+	}
+	if j.save != "" {
+		b, err := m.MarshalBinary()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(j.save, b, 0o600); err != nil {
+			return err
+		}
+	}
+	train, test = nil, nil
+	for i := range all {
+		d := aLife(&all[i])
+		at := d.Seen[0].Hours + j.cutoff.Sub(all[i].Since).Hours()
+		if at > d.Seen[0].Hours {
+			early := d
+			if at < d.End { // nobody knew what came of it
+				early.End, early.Failed = at, false
+			}
+			train = append(train, early)
+		}
+		if at < d.End {
+			d.From = max(at, 0)
+			test = append(test, d)
+		}
+	}
+	if len(train) == 0 || len(test) == 0 {
+		return fmt.Errorf("no drive was seen before --cutoff %s, or none after it", j.cutoff.Format(time.DateOnly))
+	}
+	_, err = j.train(ctx, "calendar", train, test)
+	return err
+}
+
+// train trains a model, and prints the verdict on it.
+func (j *drivesJudging) train(ctx context.Context, split string, train, test []drive.Drive) (*drive.Model, error) {
+	began := bench.CPUTime()
+	m, err := drive.Train(ctx, train, j.seed, func(done, of int) {
+		if done%25 == 0 {
+			fmt.Fprintf(j.progress, "%s: %d of %d trees\n", split, done, of)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", split, err)
+	}
+	res := drivesResult{Split: split, TrainDrives: len(train), TrainS: (bench.CPUTime() - began).Seconds()}
+	return m, j.judge(res, m, test)
+}
+
+func (j *drivesJudging) judge(res drivesResult, m *drive.Model, test []drive.Drive) (err error) {
+	if res.Verdict, err = m.Judge(test); err != nil {
+		return fmt.Errorf("%s: %w", res.Split, err)
+	}
+	if j.json {
+		return json.NewEncoder(j.out).Encode(res)
+	}
+	_, err = fmt.Fprintf(j.out, `%s: AUC-PR %.3f over %d instants, %d of them before a failure
+  %.1f %% of the failing drives get an alarm where 0.1 %% of the others do, %.0f days ahead, %.1f %% where 1 %% do, %.0f days ahead
+  %.1f %% and %.1f %% with that many false alarms in 30 days
+  %d drives fail, %d of them silent, %d go on working
+`, res.Split, res.AUCPR, res.Instants, res.Positive, 100*res.Detected01, res.Lead01, 100*res.Detected1, res.Lead, 100*res.Monthly01, 100*res.Monthly1, res.Failing, res.Silent, res.Working)
+	return err
+}
