@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c clean
+.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c bench-trees clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ rig-c: build ## a host in a VM whose kernel the agent resets under its guests
 	bash .ci/install-rig-c.sh
 	go test -count=1 -v ./internal/rig/c | tee .build/rig-c.log
 	@grep '^{"rig"' .build/rig-c.log
+
+bench-trees: build ## boosted trees against scikit-learn (needs Debian's python3-sklearn)
+	/usr/bin/python3 .ci/compare-trees.py bin/tardigrade
 
 clean: ## remove what was built
 	rm -rf bin .build

@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,7 @@ import (
 )
 
 func (a *app) evaluateFailure() *cobra.Command {
-	var csv, label string
+	var csv, test, label string
 	var asJSON bool
 	var c gbdt.Config
 	cmd := &cobra.Command{
@@ -31,8 +32,9 @@ names the columns, one of them is the label, 0 or 1, and all others are numbers,
 missing values. Beside it stands the reference that it must beat: a random forest over golearn's
 trees, each of which sees 2000 rows at most, since golearn is slow.
 
-Four fifths of the rows, drawn by --seed, are learned from and the others are judged. One line
-for each model:
+Four fifths of the rows, drawn by --seed, are learned from and the others are judged; with --test all
+are learned from and the rows of that file are judged, as is right where rows of one host or one day
+are alike. One line for each model:
 
   auc, auc_pr, log_loss  on the rows held out
   train_s                CPU seconds to learn, one thread, reading the file not counted
@@ -53,12 +55,25 @@ one half.`,
 			if err != nil {
 				return err
 			}
+			c.Features = t.Columns
+			train, judged := divide(t, c.Seed)
+			if test != "" {
+				other, err := table.Read(test, label)
+				if err != nil {
+					return err
+				}
+				if !slices.Equal(t.Columns, other.Columns) {
+					return fmt.Errorf("%s has other columns than %s: %s", test, csv, firstDifference(other.Columns, t.Columns))
+				}
+				train, judged = gbdt.Data{X: t.Rows, Y: t.Labels}, gbdt.Data{X: other.Rows, Y: other.Labels}
+			}
 			out := cmd.OutOrStdout()
-			return judgeFailure(cmd.Context(), t, c, out, asJSON || !isTerminalWriter(out))
+			return judgeFailure(cmd.Context(), train, judged, c, out, asJSON || !isTerminalWriter(out))
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&csv, "csv", "", "`file` to learn from and to judge on")
+	f.StringVar(&test, "test", "", "`file` to judge on in place of a fifth of the rows")
 	f.StringVar(&label, "label", "", "`column` with 1 where a row is to be predicted and 0 elsewhere")
 	f.Uint64Var(&c.Seed, "seed", 1, "draws the rows that are held out, and whatever else is random")
 	f.IntVar(&c.Trees, "trees", 100, "how many trees to learn")
@@ -82,11 +97,9 @@ type failureResult struct {
 // classifier puts the probabilities of rows into dst.
 type classifier func(dst []float64, rows [][]float64)
 
-func judgeFailure(ctx context.Context, t table.Table, c gbdt.Config, out io.Writer, asJSON bool) error {
-	c.Features = t.Columns
-	r := rand.New(rand.NewPCG(c.Seed, 0x5011d))
-	order := r.Perm(len(t.Rows))
-	var train, test gbdt.Data
+// divide draws the fifth of the rows that is judged.
+func divide(t table.Table, seed uint64) (train, test gbdt.Data) {
+	order := rand.New(rand.NewPCG(seed, 0x5011d)).Perm(len(t.Rows))
 	for k, i := range order {
 		d := &train
 		if k >= len(order)*4/5 {
@@ -94,6 +107,19 @@ func judgeFailure(ctx context.Context, t table.Table, c gbdt.Config, out io.Writ
 		}
 		d.X, d.Y = append(d.X, t.Rows[i]), append(d.Y, t.Labels[i])
 	}
+	return train, test
+}
+
+func firstDifference(a, b []string) string {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("%q in place of %q", a[i], b[i])
+		}
+	}
+	return fmt.Sprintf("%d in place of %d", len(a), len(b))
+}
+
+func judgeFailure(ctx context.Context, train, test gbdt.Data, c gbdt.Config, out io.Writer, asJSON bool) error {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for _, m := range []struct {
 		name  string

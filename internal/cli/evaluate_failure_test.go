@@ -62,6 +62,18 @@ func TestEvaluateFailure(t *testing.T) {
 	}
 }
 
+func TestEvaluateFailureOnAnotherFile(t *testing.T) {
+	path := csvFile(t, rows(1000))
+	out, err := run(t, "evaluate", "failure", "--csv", path, "--test", csvFile(t, rows(500)), "--label", "failed", "--trees", "5", "--json")
+	if err != nil || !strings.Contains(out, `"train_rows":1000,"test_rows":500`) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	other := csvFile(t, strings.Replace(rows(500), "a,b", "a,x", 1))
+	if _, err := run(t, "evaluate", "failure", "--csv", path, "--test", other, "--label", "failed"); err == nil || !strings.Contains(err.Error(), `"x" in place of "b"`) {
+		t.Error(err)
+	}
+}
+
 func TestEvaluateFailureOnBadInput(t *testing.T) {
 	for name, c := range map[string]struct{ csv, want string }{
 		"ten rows":  {rows(10), "rows are too few"},

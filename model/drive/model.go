@@ -57,6 +57,9 @@ type Model struct {
 // drive goes on working are drawn at random.
 const mostInstants = 1_000_000
 
+// averaged is how many models are trained, each on other random features.
+const averaged = 4
+
 // Train learns from drives. Progress, where it is not nil, is called after each tree.
 func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done, of int)) (*Model, error) {
 	m := &Model{rates: learn(drives)}
@@ -87,9 +90,21 @@ func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done,
 	if len(data.X) == 0 {
 		return nil, fmt.Errorf("drives: none of %d drives was watched for long enough to learn from", len(drives))
 	}
+	c := gbdt.Config{Trees: 100, Leaves: 20, Rate: 0.1, L2: 5, FeatureShare: 0.2, Features: names}
+	var parts []*gbdt.Model
+	for k := range averaged {
+		c.Seed = seed*averaged + uint64(k)
+		if progress != nil {
+			c.Progress = func(done, of int) { progress(k*of+done, averaged*of) }
+		}
+		one, err := gbdt.Train(ctx, data, c)
+		if err != nil {
+			return nil, fmt.Errorf("drives: %w", err)
+		}
+		parts = append(parts, one)
+	}
 	var err error
-	m.trees, err = gbdt.Train(ctx, data, gbdt.Config{Trees: 100, Leaves: 20, Rate: 0.1, L2: 5, FeatureShare: 0.3, Features: names, Seed: seed, Progress: progress})
-	if err != nil {
+	if m.trees, err = gbdt.Average(parts...); err != nil {
 		return nil, fmt.Errorf("drives: %w", err)
 	}
 	return m, nil

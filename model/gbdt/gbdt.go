@@ -205,6 +205,37 @@ func (m *Model) Importance() []float64 {
 	return out
 }
 
+// Average is the model whose raw score is the mean of the models': trained with other seeds and a
+// FeatureShare below 1, they err in different ways. All must have the same features. Their calibrations
+// are dropped.
+func Average(models ...*Model) (*Model, error) {
+	if len(models) == 0 {
+		return nil, errors.New("boosted trees: an average of no models")
+	}
+	out := &Model{features: models[0].features}
+	share := 1 / float64(len(models))
+	for _, m := range models {
+		if err := out.Accept(m.features); err != nil {
+			return nil, err
+		}
+		out.base += share * m.base
+		out.depth = max(out.depth, m.depth)
+		for _, t := range m.trees {
+			t = slices.Clone(t)
+			for i := range t {
+				if t[i].feature < 0 {
+					t[i].value *= share
+				}
+			}
+			out.trees = append(out.trees, t)
+		}
+	}
+	if len(out.trees) > mostTrees {
+		return nil, fmt.Errorf("boosted trees: %d trees, at most %d are possible", len(out.trees), mostTrees)
+	}
+	return out, nil
+}
+
 func (d Data) check(features int) error {
 	if len(d.X) != len(d.Y) {
 		return fmt.Errorf("boosted trees: %d rows and %d labels", len(d.X), len(d.Y))

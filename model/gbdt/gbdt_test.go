@@ -452,6 +452,29 @@ func TestAStoredModelIsTheSame(t *testing.T) {
 	}
 }
 
+func TestTheAverageOfModels(t *testing.T) {
+	d := wide(2000, 1)
+	a, b := learn(t, d, Config{Trees: 10, Seed: 1, FeatureShare: 0.3}), learn(t, d, Config{Trees: 20, Seed: 2, FeatureShare: 0.3})
+	m, err := Average(a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range d.X[:50] {
+		if got, want := m.Raw(x), (a.Raw(x)+b.Raw(x))/2; math.Abs(got-want) > 1e-12 {
+			t.Fatalf("%v, the mean is %v", got, want)
+		}
+	}
+	for i := range d.X {
+		d.X[i] = d.X[i][:3]
+	}
+	if _, err := Average(a, learn(t, d, Config{Trees: 1})); err == nil {
+		t.Error("averaged models of different features")
+	}
+	if _, err := Average(); err == nil {
+		t.Error("averaged nothing")
+	}
+}
+
 // The body alone, since no fuzzer finds a checksum.
 func FuzzDecode(f *testing.F) {
 	d := wide(200, 1)
@@ -472,6 +495,13 @@ func FuzzDecode(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
+	// A tree that is a leaf.
+	m.trees = append(m.trees, []node{{feature: -1, value: 1}})
+	b, err := m.MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[headBytes : len(b)-32])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decode(b)
 		if err != nil || len(m.features) > 100 {

@@ -11,6 +11,7 @@ const (
 	block = 64
 	// mostPlanes is how many bits the number of a leaf has at most.
 	mostPlanes = 8
+	inner      = 1 << mostPlanes
 )
 
 // Scorer scores many rows at once, ten times as fast as one by one. It is not safe for
@@ -23,34 +24,36 @@ const (
 type Scorer struct {
 	m        *Model
 	features []column
-	above    []uint64 // for each threshold of each feature, the rows above it
-	missing  []uint64 // for each feature, the rows that don't have it
+	index    []int32        // of each of them, among the model's
+	keys     [][block]int64 // of the values of each, in all rows
+	above    []uint64       // for each threshold of each feature, the rows above it
+	missing  []uint64       // for each feature, the rows that don't have it
 	trees    []sliced
-	reach    [2 * 1 << mostPlanes]uint64 // rows at each node of a tree
-	slow     bool                        // more leaves or thresholds than there is room for
+	slow     bool // more leaves or thresholds than there is room for
+
+	// Kept from row to row, since to clear them all takes longer than to use them.
+	in    [256]uint64       // rows in each bin
+	reach [2 * inner]uint64 // rows at each leaf of a tree and, from inner on, at each inner node
 }
 
 // column is a feature that some tree uses.
 type column struct {
-	feature int
-	first   int // place of its lowest threshold
-	edges   int
-	search  *search
+	first  int // place of its lowest threshold
+	edges  int
+	search *search
 }
 
 // sliced is a tree: its inner nodes, parents first, and what its leaves add.
 type sliced struct {
 	nodes  []fork
 	planes int
-	leaves []float64
-	slots  []uint16 // where in reach the rows of each leaf are
+	count  int // of leaves
+	leaves [inner]float64
 }
 
 type fork struct {
-	above       uint32 // place of its threshold
-	column      uint32
-	missing     uint64 // all bits where missing values go to the right
-	from, below uint16 // places in reach: its own and its left child's
+	above             uint32 // place of its threshold
+	from, left, right uint16 // places in reach: its own and its children's
 }
 
 // NewScorer prepares the scoring of many rows.
@@ -80,31 +83,36 @@ func NewScorer(m *Model) *Scorer {
 			return s
 		}
 		at[f] = len(s.features)
-		s.features = append(s.features, column{feature: f, first: len(s.above), edges: len(edges[f]), search: newSearch(edges[f])})
-		s.above = append(s.above, make([]uint64, len(edges[f]))...)
+		s.features = append(s.features, column{first: len(s.above) / 2, edges: len(edges[f]), search: newSearch(edges[f])})
+		s.index = append(s.index, int32(f))
+		s.above = append(s.above, make([]uint64, 2*len(edges[f]))...)
 	}
+	s.keys = make([][block]int64, len(s.features))
 	s.missing = make([]uint64, len(s.features))
-	for _, t := range m.trees {
-		var one sliced
+	s.trees = make([]sliced, len(m.trees))
+	for i, t := range m.trees {
+		one := &s.trees[i]
+		place := make([]uint16, len(t)) // in reach
 		for i, n := range t {
 			if n.feature < 0 {
-				one.leaves = append(one.leaves, n.value)
-				one.slots = append(one.slots, uint16(i))
+				place[i] = uint16(one.count)
+				one.leaves[one.count] = n.value
+				one.count++
+			} else {
+				place[i] = inner + uint16(len(one.nodes))
+				one.nodes = append(one.nodes, fork{from: place[i]})
+			}
+		}
+		for i, n := range t {
+			if n.feature < 0 {
 				continue
 			}
-			c := at[n.feature]
 			k, _ := slices.BinarySearch(edges[n.feature], n.value)
-			f := fork{above: uint32(s.features[c].first + k), column: uint32(c), from: uint16(i), below: uint16(n.left)}
-			if n.missing == 1 {
-				f.missing = ^uint64(0)
-			}
-			one.nodes = append(one.nodes, f)
+			f := &one.nodes[place[i]-inner]
+			f.above = uint32(2*(s.features[at[n.feature]].first+k) + int(n.missing))
+			f.left, f.right = place[n.left], place[n.left+1]
 		}
-		one.planes = bits.Len(uint(len(one.leaves) - 1))
-		for len(one.leaves) < 1<<mostPlanes { // so that any byte is a place in it
-			one.leaves = append(one.leaves, 0)
-		}
-		s.trees = append(s.trees, one)
+		one.planes = bits.Len(uint(one.count - 1))
 	}
 	return s
 }
@@ -129,8 +137,9 @@ func (s *Scorer) Raw(dst []float64, rows [][]float64) {
 	var sum [block]float64
 	for len(rows) > 0 {
 		n := min(block, len(rows))
+		s.load(rows[:n])
 		for c := range s.features {
-			s.compare(c, rows[:n])
+			s.compare(c)
 		}
 		for i := range sum {
 			sum[i] = s.m.base
@@ -143,22 +152,33 @@ func (s *Scorer) Raw(dst []float64, rows [][]float64) {
 	}
 }
 
-// compare finds which rows are above each threshold of a feature.
-func (s *Scorer) compare(c int, rows [][]float64) {
-	f := &s.features[c]
-	var keys [block]int64
-	missing := uint64(0)
+// load takes over what the trees look at.
+func (s *Scorer) load(rows [][]float64) {
+	clear(s.missing)
 	for i, r := range rows {
-		v := r[f.feature]
-		keys[i&(block-1)] = key(v)
-		nan := uint64(0)
-		if v != v {
-			nan = 1
+		odd := 0.0 // not a number if some value isn't, or is infinite
+		keys := s.keys
+		for c, f := range s.index {
+			v := r[f]
+			keys[c][i&(block-1)] = key(v)
+			odd += v - v
 		}
-		missing |= nan << (i & 63)
+		if odd == 0 {
+			continue
+		}
+		for c, f := range s.index {
+			if v := r[f]; v != v {
+				s.missing[c] |= 1 << (i & 63)
+			}
+		}
 	}
-	s.missing[c] = missing
-	var in [256]uint64 // rows in each bin
+}
+
+// compare finds which rows are above each threshold of a feature.
+func (s *Scorer) compare(c int) {
+	f, missing, keys := &s.features[c], s.missing[c], &s.keys[c]
+	in := &s.in
+	clear(in[:f.edges+1])
 	one := uint64(1)
 	for i := 0; i < block; i += 4 {
 		four := (*[4]int64)(keys[i:])
@@ -169,30 +189,29 @@ func (s *Scorer) compare(c int, rows [][]float64) {
 		in[d] |= one << 3
 		one <<= 4
 	}
-	above := s.above[f.first : f.first+f.edges]
+	above := s.above[2*f.first : 2*(f.first+f.edges)]
 	rest := uint64(0)
-	for k := len(above) - 1; k >= 0; k-- {
-		rest |= in[uint8(k+1)]
-		above[k] = rest &^ missing
+	for k := f.edges; k > 0 && len(above) >= 2; k-- {
+		rest |= in[uint8(k)]
+		two := above[len(above)-2:]
+		two[0], two[1] = rest&^missing, rest|missing
+		above = above[:len(above)-2]
 	}
 }
 
 // add adds what a tree says of each row.
 func (s *Scorer) add(t *sliced, sum *[block]float64) {
 	reach := &s.reach
-	const mask = 2*1<<mostPlanes - 1
-	reach[0] = ^uint64(0)
+	reach[inner] = ^uint64(0) // the root, unless it is a leaf
 	for i := range t.nodes {
 		n := &t.nodes[i]
-		right := s.above[n.above] | s.missing[n.column]&n.missing
-		here := reach[n.from&mask]
-		reach[n.below&mask] = here &^ right
-		reach[(n.below+1)&mask] = here & right
+		right := s.above[n.above]
+		here := reach[n.from&(2*inner-1)]
+		reach[n.left&(2*inner-1)] = here &^ right
+		reach[n.right&(2*inner-1)] = here & right
 	}
-	var at [1 << mostPlanes]uint64
-	for k, slot := range t.slots {
-		at[k&(1<<mostPlanes-1)] = reach[slot&mask]
-	}
+	at := (*[inner]uint64)(reach[:])
+	clear(at[t.count : 1<<t.planes])
 	// Of the leaves left, the upper half has the highest bit; then both halves are laid
 	// on each other, and so on.
 	var plane [mostPlanes]uint64
@@ -206,7 +225,7 @@ func (s *Scorer) add(t *sliced, sum *[block]float64) {
 		}
 		plane[p] = any
 	}
-	leaves := (*[1 << mostPlanes]float64)(t.leaves)
+	leaves := &t.leaves
 	for i := 0; i < block; i += 8 {
 		leaf := uint64(0)
 		for p, v := range plane[:t.planes] {

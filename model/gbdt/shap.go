@@ -5,7 +5,7 @@ import "fmt"
 // Contributions puts each feature's share of the row's raw score into dst, in the order of
 // Features, and returns the raw score that a row has on average: that and the shares add up to
 // Raw. The shares are Shapley values given the rows that the model was trained on. It takes
-// about a thousand times as long as Predict. It panics where a length is not that of Features.
+// some hundred times as long as Predict. It panics where a length is not that of Features.
 func (m *Model) Contributions(dst, row []float64) (mean float64) {
 	if len(row) != len(m.features) || len(dst) != len(m.features) {
 		panic(fmt.Sprintf("gbdt: a row of %d values and %d places for the shares of %d features", len(row), len(dst), len(m.features)))
