@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/nab"
-	"github.com/tardigrade-recovery/tardigrade/model/baseline"
+	"github.com/tardigrade-recovery/tardigrade/model/detector"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
+	"github.com/tardigrade-recovery/tardigrade/model/rival/gaussian"
 	"github.com/tardigrade-recovery/tardigrade/model/univariate"
 )
 
@@ -25,30 +27,91 @@ type nabObserve func(t time.Time, value float64) float64
 // nabDetector makes detectors of new series. Each is told the length of the probation in rows,
 // as the benchmark allows.
 type nabDetector struct {
-	create func(probation int) (nabObserve, error)
+	create nabCreate
 	// others are further settings, among which --leave-one-out chooses.
-	others []func(probation int) (nabObserve, error)
+	others []nabSetting
 }
 
-var nabDetectors = map[string]nabDetector{
-	"default": {watchOne(univariate.Config{}), otherSettings()},
-	"baseline": {create: func(probation int) (nabObserve, error) {
-		d, err := baseline.New(1, baseline.Config{Learn: max(probation, 20)})
-		if err != nil {
-			return nil, err
+type nabCreate func(probation int) (nabObserve, error)
+
+// nabSetting is a setting in words.
+type nabSetting struct {
+	name   string
+	create nabCreate
+}
+
+var nabDetectors = allNABDetectors()
+
+// allNABDetectors are the detector of single metrics, the benchmark's simplest one, and those of
+// whole hosts, with one column.
+func allNABDetectors() map[string]nabDetector {
+	out := map[string]nabDetector{
+		"default": {watchOne(univariate.Config{}), otherSettings()},
+		"gaussian": {create: func(int) (nabObserve, error) {
+			d := gaussian.New()
+			return func(_ time.Time, value float64) float64 { return d.Observe(value) }, nil
+		}},
+	}
+	for _, d := range detector.All() {
+		// One that sees the whole series is no match, and of one column there is no subspace.
+		if d.Fit == nil || d.Name == "subspace" {
+			continue
 		}
-		x := make([]float64, 1)
-		return func(t time.Time, value float64) float64 {
-			x[0] = value
-			_, tail := d.Observe(t, x)
-			return 1 - tail
+		name := d.Name
+		if name == "default" {
+			name = "anomaly"
+		}
+		out[name] = nabDetector{create: watchColumn(d)}
+	}
+	return out
+}
+
+// watchColumn lets a detector of hosts learn from the probation and scores the other rows by
+// their tail probability, a power of ten as a step. What lasts is scored once, as by default: a
+// step is given again after a quarter of the probation.
+func watchColumn(d detector.Detector) nabCreate {
+	const steps = 30
+	return func(probation int) (nabObserve, error) {
+		var rows [][]float64
+		var watch detector.Watch
+		var failed bool
+		var given [steps + 1]int // the row at which a step was last given
+		row := 0
+		for i := range given {
+			given[i] = math.MinInt32
+		}
+		return func(_ time.Time, value float64) float64 {
+			row++
+			if row <= probation {
+				rows = append(rows, []float64{value})
+				return 0
+			}
+			if watch == nil && !failed {
+				var err error
+				if watch, err = d.Watch(rows, false); err != nil {
+					failed = true // such as on a constant metric, on which it has no opinion
+				}
+				rows = nil
+			}
+			if failed {
+				return 0
+			}
+			_, tail := watch([]float64{value})
+			at := int(min(max(-math.Log10(tail), 0), steps))
+			if row-given[at] <= probation/4 {
+				return 0
+			}
+			for i := range at + 1 {
+				given[i] = row
+			}
+			return float64(at) / steps
 		}, nil
-	}},
+	}
 }
 
 // watchOne gives the samples with which an alarm begins a score by how unusual they are, and
 // all other ones 0.
-func watchOne(c univariate.Config) func(probation int) (nabObserve, error) {
+func watchOne(c univariate.Config) nabCreate {
 	return func(probation int) (nabObserve, error) {
 		c.Learn = max(probation, 20)
 		d, err := univariate.New(c)
@@ -67,14 +130,14 @@ func watchOne(c univariate.Config) func(probation int) (nabObserve, error) {
 
 // otherSettings are the levels of alarm and the quiet times around the default ones, and the
 // default ones without one of the views.
-func otherSettings() (out []func(probation int) (nabObserve, error)) {
+func otherSettings() (out []nabSetting) {
 	for _, surprise := range []float64{0.35, 0.5, 0.65} {
 		for _, quiet := range []float64{0.15, 0.2, 0.25} {
-			out = append(out, watchOne(univariate.Config{Surprise: surprise, Quiet: quiet}))
+			out = append(out, nabSetting{fmt.Sprintf("surprise %v, quiet %v", surprise, quiet), watchOne(univariate.Config{Surprise: surprise, Quiet: quiet})})
 		}
 	}
 	for _, view := range univariate.Views() {
-		out = append(out, watchOne(univariate.Config{Without: []string{view}}))
+		out = append(out, nabSetting{"without " + view, watchOne(univariate.Config{Without: []string{view}})})
 	}
 	return out
 }
@@ -82,7 +145,7 @@ func otherSettings() (out []func(probation int) (nabObserve, error)) {
 func (a *app) evaluateNAB() *cobra.Command {
 	names := strings.Join(slices.Sorted(maps.Keys(nabDetectors)), ", ")
 	var data, detector, scores string
-	var asJSON, files, leave bool
+	var asJSON, files, leave, each bool
 	cmd := &cobra.Command{
 		Use: "nab", Short: "Judge a detector of single metrics by the Numenta Anomaly Benchmark",
 		Long: `Judge a detector of single metrics by the Numenta Anomaly Benchmark, version 1.1, by its
@@ -96,10 +159,13 @@ One line for each of the three profiles, and a last one with the three scores.
 With --leave-one-out, each folder is scored with the setting and at the threshold that are best
 for the other folders. For the default detector, that chooses how unusual a sample has to be, how
 long an alarm is not repeated, and whether to do without one of the views.
+With --settings, the three scores with each of these settings are printed: how much depends on them.
 With --scores, scores that lie in files are judged: FOLDER/NAME.csv or .csv.gz, with the
 columns timestamp and anomaly_score.
 
-Detectors: ` + names + `.`,
+Detectors: default, which watches single metrics; gaussian, the benchmark's own windowed Gaussian;
+and those of 'evaluate anomaly' with one column, its default being called anomaly here: they learn
+from the probation and do not repeat an alarm at once. All: ` + names + `.`,
 		Example: `  tardigrade evaluate nab --data data/nab --json
   tardigrade evaluate nab --data data/nab --scores data/nab/reference/contextOSE`,
 		Args: noArgs,
@@ -110,6 +176,9 @@ Detectors: ` + names + `.`,
 			}
 			if data == "" {
 				return usageError{errors.New("--data must name the directory of the benchmark")}
+			}
+			if each && (leave || files || scores != "") {
+				return usageError{errors.New("--settings excludes --leave-one-out, --files and --scores")}
 			}
 			if scores != "" && cmd.Flags().Changed("detector") {
 				return usageError{errors.New("--scores and --detector exclude each other")}
@@ -126,18 +195,24 @@ Detectors: ` + names + `.`,
 			}
 			out := cmd.OutOrStdout()
 			p := nabPrinter{out: out, files: files, asJSON: asJSON || !isTerminalWriter(out)}
-			settings := []func(int) (nabObserve, error){chosen.create}
-			if leave && given == nil {
+			settings := []nabSetting{{"default", chosen.create}}
+			if (leave || each) && given == nil {
 				settings = append(settings, chosen.others...)
 			}
 			bar := newProgress(cmd.ErrOrStderr(), "scoring", len(settings)*len(all))
 			left := make(map[string]leftOut)
-			for _, create := range settings {
-				judged, err := nabScores(cmd.Context(), all, given, create, bar)
+			for _, s := range settings {
+				judged, err := nabScores(cmd.Context(), all, given, s.create, bar)
 				if err != nil {
 					return err
 				}
-				if !leave {
+				switch {
+				case each:
+					if err := p.setting(s.name, judged); err != nil {
+						return err
+					}
+					continue
+				case !leave:
 					bar.end()
 					return p.best(all, judged)
 				}
@@ -146,6 +221,9 @@ Detectors: ` + names + `.`,
 				}
 			}
 			bar.end()
+			if each {
+				return nil
+			}
 			return p.leftOut(all, left)
 		},
 	}
@@ -154,6 +232,7 @@ Detectors: ` + names + `.`,
 	f.StringVar(&detector, "detector", "default", "which detector: "+names)
 	f.StringVar(&scores, "scores", "", "judge the scores in this `directory` instead of a detector")
 	f.BoolVar(&files, "files", false, "print a line for each file, too")
+	f.BoolVar(&each, "settings", false, "print one line for each setting that --leave-one-out chooses from, and nothing else")
 	f.BoolVar(&leave, "leave-one-out", false, "take for each folder the setting and threshold that are best for the other ones")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
@@ -173,7 +252,7 @@ type nabLine struct {
 }
 
 // nabScores scores the series, with given scores or with a new detector for each.
-func nabScores(ctx context.Context, all []nab.Series, given [][]float64, create func(int) (nabObserve, error), bar *progress) ([]metrics.NABSeries, error) {
+func nabScores(ctx context.Context, all []nab.Series, given [][]float64, create nabCreate, bar *progress) ([]metrics.NABSeries, error) {
 	judged := make([]metrics.NABSeries, len(all))
 	for i, s := range all {
 		if err := ctx.Err(); err != nil {
@@ -278,6 +357,27 @@ func (p nabPrinter) best(all []nab.Series, judged []metrics.NABSeries) error {
 		last[profile.Name] = best.Score()
 	}
 	return p.last(last)
+}
+
+// setting prints the scores with a setting.
+func (p nabPrinter) setting(name string, judged []metrics.NABSeries) error {
+	scores := make([]float64, len(metrics.NABProfiles))
+	for i, profile := range metrics.NABProfiles {
+		best, err := metrics.NAB(judged, profile)
+		if err != nil {
+			return err
+		}
+		scores[i] = best.Score()
+	}
+	if !p.asJSON {
+		_, err := fmt.Fprintf(p.out, "%-30s %6.2f %6.2f %6.2f\n", name, scores[0], scores[1], scores[2])
+		return err
+	}
+	line := map[string]any{"setting": name}
+	for i, profile := range metrics.NABProfiles {
+		line[profile.Name] = scores[i]
+	}
+	return json.NewEncoder(p.out).Encode(line)
 }
 
 // leftOut prints the results of folders that were left out.
