@@ -104,6 +104,19 @@ func (s *Server) execute(c echo.Context) error {
 	return c.JSON(http.StatusAccepted, e)
 }
 
+// cancel takes no body but an empty one or {}.
+func (s *Server) cancel(c echo.Context) error {
+	var body struct{}
+	if err := decode(c, &body, true); err != nil {
+		return err
+	}
+	e, err := s.cfg.Fleet.Cancel(c.Request().Context(), c.Param("id"), c.Get("identity").(Identity).Name)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, e)
+}
+
 func (s *Server) bundle(c echo.Context) error {
 	e, err := s.findExecution(c)
 	if err != nil {

@@ -271,6 +271,13 @@ func TestAnswersInDetail(t *testing.T) {
 	if a := s.ask("GET", "/api/v1/executions/"+execWithBundle+"/root-cause?format=markdown", ""); string(a.body) != "# Host: out of memory\n" {
 		t.Errorf("the root cause in Markdown: %s", a.body)
 	}
+	if a := s.ask("POST", "/api/v1/executions/"+execWithout+"/cancel", "{}"); a.StatusCode != 409 || !strings.Contains(string(a.body), "succeeded already") {
+		t.Errorf("cancelled what had ended: %d %s", a.StatusCode, a.body)
+	}
+	s.fake.execs[1].State = fleet.ExecutionPending
+	if a := s.ask("POST", "/api/v1/executions/"+execWithout+"/cancel", ""); a.StatusCode != 200 || a.field("outcome") != "cancelled by local" {
+		t.Errorf("cancelled: %d %s", a.StatusCode, a.body)
+	}
 	a = s.ask("POST", "/api/v1/executions", `{"host":"sim-host1","action":"hand-over","reason":"look at it"}`)
 	if b := s.ask("GET", a.Header.Get("Location"), ""); b.field("id") != a.field("id") || b.field("reason") != "look at it" {
 		t.Errorf("Location %q leads to %s", a.Header.Get("Location"), b.body)
@@ -342,6 +349,7 @@ var access = map[string]Role{
 	"GET /api/v1/executions":                   RoleViewer,
 	"POST /api/v1/executions":                  RoleOperator,
 	"GET /api/v1/executions/:id":               RoleViewer,
+	"POST /api/v1/executions/:id/cancel":       RoleOperator,
 	"GET /api/v1/executions/:id/bundle":        RoleViewer,
 	"GET /api/v1/executions/:id/root-cause":    RoleViewer,
 	"GET /api/v1/events":                       RoleViewer,
@@ -388,6 +396,10 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			id = "7"
 		}
 		switch r.Method + " " + r.Path {
+		case "POST /api/v1/executions/:id/cancel":
+			s.fake.mu.Lock()
+			s.fake.execs[0].State = fleet.ExecutionPending
+			s.fake.mu.Unlock()
 		case "POST /api/v1/freezes":
 			body = `{"fleet":true,"reason":"look"}`
 		case "POST /api/v1/hosts/:id/cordon":
@@ -532,6 +544,8 @@ func TestBadRequests(t *testing.T) {
 		"unknown execution":        {"GET", "/api/v1/executions/x", "", 404, "no execution"},
 		"unknown dead letter":      {"GET", "/api/v1/deadletters/8", "", 404, "no dead letter"},
 		"retry of none":            {"POST", "/api/v1/deadletters/8/retry", "{}", 404, "no dead letter"},
+		"cancel none":              {"POST", "/api/v1/executions/x/cancel", "", 404, "no execution"},
+		"cancel with force":        {"POST", "/api/v1/executions/x/cancel", `{"force":true}`, 400, "force"},
 		"root cause of none":       {"GET", "/api/v1/executions/" + execWithout + "/root-cause", "", 404, "Phase 2 did not run"},
 		"root cause as a poem":     {"GET", "/api/v1/executions/" + execWithBundle + "/root-cause?format=poem", "", 400, "poem"},
 		"explain without a host":   {"GET", "/api/v1/policy/explain", "", 400, "host"},

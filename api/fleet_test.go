@@ -229,6 +229,20 @@ func (f *fake) Lift(_ context.Context, id, _ string) (fleet.Freeze, error) {
 	return x, f.err
 }
 
+func (f *fake) Cancel(_ context.Context, id, who string) (fleet.Execution, error) {
+	defer f.lock()()
+	for _, e := range f.execs {
+		switch {
+		case e.ID == id && e.State.Final():
+			return e, fmt.Errorf("%s is %s already: %w", id, e.State, ErrConflict)
+		case e.ID == id:
+			e.State, e.Outcome = fleet.ExecutionCancelled, "cancelled by "+who
+			return e, f.err
+		}
+	}
+	return fleet.Execution{}, fmt.Errorf("there is no execution %q: %w", id, ErrNotFound)
+}
+
 func (f *fake) Bundle(context.Context, fleet.Execution) (io.ReadCloser, error) {
 	defer f.lock()()
 	return f.bundle, f.err

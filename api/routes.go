@@ -73,6 +73,7 @@ func New(cfg Config) (*Server, error) {
 	g.GET("/executions", s.executions, view)
 	g.POST("/executions", s.execute, operate)
 	g.GET("/executions/:id", s.execution, view)
+	g.POST("/executions/:id/cancel", s.cancel, operate)
 	g.GET("/executions/:id/bundle", s.bundle, view)
 	g.GET("/executions/:id/root-cause", s.rootCause, view)
 	g.GET("/policy", s.policy, view)

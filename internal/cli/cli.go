@@ -73,7 +73,7 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	f.BoolVar(&a.logJSON, "log-json", !isTerminal(os.Stderr), "log as JSON lines (the default where stderr is not a terminal)")
 	root.AddCommand(a.serve(), a.agent(), a.configCommand())
 	root.AddCommand(a.audit(), a.model(), a.metrics(), a.bench(), a.sample(), a.deadletter(), a.evaluate())
-	root.AddCommand(a.policy(), a.freeze(), a.diagnosis())
+	root.AddCommand(a.policy(), a.freeze(), a.execution())
 	root.AddCommand(a.dataset())
 	return root
 }

@@ -173,8 +173,16 @@ func TestAFreezeStopsEverythingAndSurvivesARestart(t *testing.T) {
 	if e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", true); err != nil || !e.DryRun || !strings.Contains(e.Outcome, "would have been carried out") || w.host.Restarts(unit) != 0 {
 		t.Errorf("a dry run: %+v, %v", e, err)
 	}
-	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); err != nil {
-		t.Error(err)
+	e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(w, "the end", func() (any, bool) { return nil, w.executions()[0].State == fleet.ExecutionSucceeded })
+	if _, err := w.plane.Cancel(t.Context(), e.ID, "bob"); !errors.Is(err, api.ErrConflict) {
+		t.Errorf("cancelled after its end: %v", err)
+	}
+	if _, err := w.plane.Cancel(t.Context(), "x", "bob"); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("cancelled what there is not: %v", err)
 	}
 }
 

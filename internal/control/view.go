@@ -100,7 +100,7 @@ func problem(err error) error {
 		return nil
 	case errors.Is(err, errExpired):
 		return kind(api.ErrExpired)
-	case errors.Is(err, errDecided), errors.Is(err, executor.ErrBusy), errors.Is(err, bus.ErrConflict):
+	case errors.Is(err, errDecided), errors.Is(err, executor.ErrBusy), errors.Is(err, executor.ErrTooLate), errors.Is(err, bus.ErrConflict):
 		return kind(api.ErrConflict)
 	case errors.As(err, &refusal):
 		return kind(api.ErrRefused)
@@ -131,6 +131,12 @@ func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Act
 	e, err := p.coordinator.Submit(ctx, executor.Request{
 		Host: host, Action: action, Reason: reason, RequestedBy: who, EvidenceAt: now, Approval: consent(who, now, action), DryRun: dryRun,
 	})
+	return e, problem(err)
+}
+
+// Cancel stops an execution before its first effect, or between two phases.
+func (p *Plane) Cancel(ctx context.Context, id, who string) (fleet.Execution, error) {
+	e, err := p.coordinator.Cancel(ctx, id, who)
 	return e, problem(err)
 }
 

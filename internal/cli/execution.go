@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+func (a *app) execution() *cobra.Command {
+	c := &client{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "execution",
+		Short: "List executions, stop one, or read what its diagnostics conclude",
+		Long: `An execution is one run of an action on a host, through phases: recycle, diagnosis,
+preserving reset, live migration. 'tardigrade policy explain' says what may be executed now.`,
+	}
+	c.flags(cmd)
+	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
+	one := func(what string, args []string) (string, error) {
+		if len(args) != 1 {
+			return "", usageError{fmt.Errorf("execution %s needs the ID of one execution", what)}
+		}
+		return "/api/v1/executions/" + url.PathEscape(args[0]), nil
+	}
+	var host, state string
+	var limit int
+	list := &cobra.Command{
+		Use: "list", Short: "List executions, newest first", Args: noArgs,
+		Example: `  tardigrade execution list --host rack3-host12 --state handed-over`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var all struct {
+				Executions []fleet.Execution `json:"executions"`
+			}
+			q := url.Values{"limit": {fmt.Sprint(limit)}, "host": {host}, "state": {state}}
+			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/executions?"+q.Encode(), nil, &all); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if asJSON || !isTerminalWriter(out) {
+				return json.NewEncoder(out).Encode(all.Executions)
+			}
+			w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tHOST\tACTION\tSTATE\tBEGUN\tOUTCOME")
+			for _, e := range all.Executions {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Host, e.Action, e.State, e.Created.Format(time.RFC3339), e.Outcome)
+			}
+			return w.Flush()
+		},
+	}
+	list.Flags().StringVar(&host, "host", "", "only those on this `host`")
+	list.Flags().StringVar(&state, "state", "", "only those in this `state`, such as handed-over")
+	list.Flags().IntVar(&limit, "limit", 20, "how many at most, up to 1000")
+	cmd.AddCommand(list, &cobra.Command{
+		Use: "cancel ID", Short: "Stop an execution before its first effect, or between two phases",
+		Long: `Stop an execution that has had no effect yet, or, during the diagnosis, before its next phase.
+While a phase is under way that changes the host, it is refused: that phase goes on to its
+end. To keep anything further from beginning, freeze the host.`,
+		Example: `  tardigrade execution cancel x20260304t120000-0123456789ab`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := one("cancel", args)
+			if err != nil {
+				return err
+			}
+			var e fleet.Execution
+			if err := c.do(cmd.Context(), http.MethodPost, path+"/cancel", struct{}{}, &e); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if asJSON || !isTerminalWriter(out) {
+				return json.NewEncoder(out).Encode(e)
+			}
+			fmt.Fprintf(out, "%s is %s: %s\n", e.ID, e.State, e.Outcome)
+			return nil
+		},
+	}, &cobra.Command{
+		Use: "diagnosis ID", Short: "Print what the diagnostics of an execution conclude",
+		Long: `Print what may have happened on a host whose services did not come back: suspects, the most
+likely first, with the lines that prove them and what to do. It is Markdown on a terminal
+and JSON otherwise. The evidence itself is in the bundle of the execution.`,
+		Example: `  tardigrade execution diagnosis x20260304t120000-0123456789ab`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := one("diagnosis", args)
+			if err != nil {
+				return err
+			}
+			path += "/root-cause"
+			if !asJSON && isTerminalWriter(cmd.OutOrStdout()) {
+				path += "?format=markdown"
+			}
+			text, err := c.send(cmd.Context(), http.MethodGet, path, nil)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	})
+	return cmd
+}
