@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 )
@@ -101,6 +103,7 @@ func probeDiagnose(context.Context, config.Agent, string, *slog.Logger) Capabili
 
 func probeReset(ctx context.Context, c config.Agent, dir string, _ *slog.Logger) Capability {
 	out := Capability{Name: "preserving-reset", Missing: append(mayAct(c), missingForReset(c, dir)...)}
+	out.Notes = append(out.Notes, installedQEMU(ctx), keptMemory("/proc/self/mounts"))
 	if c.Guests.QMPDir == "" {
 		return out
 	}
@@ -129,4 +132,42 @@ func split(err error) []error {
 		return joined.Unwrap()
 	}
 	return []error{err}
+}
+
+// installedQEMU says which QEMU VMs would get.
+func installedQEMU(ctx context.Context) string {
+	const program = "qemu-system-x86_64"
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	if err != nil {
+		return fmt.Sprintf("%s: %v", program, err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(first) + " is installed"
+}
+
+// keptMemory says which file systems are in memory that a reset of the kernel keeps.
+func keptMemory(mounts string) string {
+	data, err := os.ReadFile(mounts)
+	if err != nil {
+		return err.Error()
+	}
+	var kept []string
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 {
+			continue
+		}
+		for _, option := range strings.Split(fields[3], ",") {
+			if option == "dax" || option == "dax=always" {
+				kept = append(kept, fields[1])
+				break
+			}
+		}
+	}
+	if len(kept) == 0 {
+		return "no file system is mounted with dax=always: no RAM would survive a reset of the kernel in place"
+	}
+	return "RAM in these file systems survives a reset of the kernel: " + strings.Join(kept, ", ")
 }

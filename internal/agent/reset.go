@@ -111,7 +111,9 @@ func missingForReset(c config.Agent, dir string) []string {
 	if !c.Reset.Enabled {
 		out = append(out, "it is not enabled: set agent.reset.enabled to true")
 	}
-	if c.Guests.QMPDir == "" {
+	if c.Guests.Libvirt != "" {
+		out = append(out, "the VMs are libvirt's, which gives their QEMU open files that a new process would not have")
+	} else if c.Guests.QMPDir == "" {
 		out = append(out, "the VMs are not known: set agent.guests.qmp_dir")
 	}
 	if c.Reset.Mode == config.ResetKexec {

@@ -165,6 +165,16 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%q does not say %q", said, want)
 		}
 	}
+	mounts := filepath.Join(t.TempDir(), "mounts")
+	if err := os.WriteFile(mounts, []byte("/dev/sda1 / ext4 rw,relatime 0 0\n/dev/pmem0 /pmem ext4 rw,relatime,dax=always 0 0\nx /y xfs rw,dax=inode 0 0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := keptMemory(mounts); !strings.HasSuffix(got, ": /pmem") {
+		t.Error(got)
+	}
+	if said := strings.Join(found[i].Notes, "; "); !strings.Contains(said, "QEMU emulator version") {
+		t.Error(said)
+	}
 	if _, err := json.Marshal(found); err != nil {
 		t.Error(err)
 	}

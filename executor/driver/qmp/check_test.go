@@ -175,6 +175,24 @@ func TestCheckBlocks(t *testing.T) {
 	}
 }
 
+// A VM that nobody asked about would end with the kernel.
+func TestCheckFindsStrangers(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		g := newPlayed(t)
+		g.p.Reset, g.p.FullSave = reset, true
+		for pid, exe := range map[string]string{"99901": "/usr/bin/qemu-system-aarch64 (deleted)", "99902": "/usr/bin/qemu-img", "99903": "/usr/bin/bash"} {
+			g.write(t, pid+"/stat", pid+" (x) S 1")
+			if err := os.Symlink(exe, filepath.Join(g.p.Proc, pid, "exe")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := g.check(t)
+		if !reset && err != nil || reset && (err == nil || !strings.Contains(err.Error(), "99901 (qemu-system-aarch64)") || strings.Contains(err.Error(), "99902")) {
+			t.Errorf("reset %v: %v", reset, err)
+		}
+	}
+}
+
 // planned is the plan of a guest that is out, with a state that is whole.
 func planned(t *testing.T, reset bool) (*played, Plan) {
 	t.Helper()

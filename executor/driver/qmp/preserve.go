@@ -110,6 +110,9 @@ func (p *Preserver) Check(ctx context.Context) (Plan, error) {
 	if need > 0 {
 		errs = append(errs, p.room(need))
 	}
+	if p.Reset {
+		errs = append(errs, p.strangers(plan))
+	}
 	return plan, errors.Join(errs...)
 }
 

@@ -254,6 +254,30 @@ func (p *Preserver) find(args []string) ([]int, error) {
 	return out, nil
 }
 
+// hypervisor is the name of a program that runs a VM.
+var hypervisor = regexp.MustCompile(`^(qemu-system-.+|qemu-kvm|kvm|cloud-hypervisor|firecracker)$`)
+
+// strangers names the VMs of this host that are not in the plan, and would end with
+// its kernel.
+func (p *Preserver) strangers(plan Plan) error {
+	entries, err := os.ReadDir(p.proc())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || slices.ContainsFunc(plan.Guests, func(g Preserved) bool { return g.PID == pid }) {
+			continue
+		}
+		exe, err := os.Readlink(filepath.Join(p.proc(), e.Name(), "exe"))
+		if name := filepath.Base(strings.TrimSuffix(exe, " (deleted)")); err == nil && hypervisor.MatchString(name) && !p.zombie(pid) {
+			errs = append(errs, fmt.Errorf("the process %d (%s) runs a VM that is none of those in %s, or is not one that runs: it would end with the kernel", pid, name, p.Sockets))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // end ends a new process in which the guest never ran, and waits for that.
 func (p *Preserver) end(ctx context.Context, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
