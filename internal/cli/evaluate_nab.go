@@ -87,9 +87,11 @@ func watchColumn(d detector.Detector) nabCreate {
 				return 0
 			}
 			if watch == nil && !failed {
-				var err error
-				if watch, err = d.Watch(rows, false); err != nil {
-					failed = true // such as on a constant metric, on which it has no opinion
+				failed = len(rows) == 0
+				if !failed {
+					var err error
+					watch, err = d.Watch(rows, false)
+					failed = err != nil // such as of too few rows: it has no opinion
 				}
 				rows = nil
 			}
@@ -97,6 +99,9 @@ func watchColumn(d detector.Detector) nabCreate {
 				return 0
 			}
 			_, tail := watch([]float64{value})
+			if math.IsNaN(tail) {
+				return 0
+			}
 			at := int(min(max(-math.Log10(tail), 0), steps))
 			if row-given[at] <= probation/4 {
 				return 0

@@ -91,6 +91,50 @@ func TestEvaluateNAB(t *testing.T) {
 	}
 }
 
+// TestEvaluateNABOfLittle has files with next to nothing in them, for each detector.
+func TestEvaluateNABOfLittle(t *testing.T) {
+	dir := nabDirectory(t)
+	var windows map[string][][2]string
+	data, err := os.ReadFile(filepath.Join(dir, "combined_windows.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &windows); err != nil {
+		t.Fatal(err)
+	}
+	for name, rows := range map[string]int{"c/one.csv": 1, "c/six.csv": 6, "c/ten.csv": 10, "c/flat.csv": 800} {
+		var b strings.Builder
+		fmt.Fprintln(&b, "timestamp,value")
+		for i := range rows {
+			fmt.Fprintf(&b, "%s,7\n", time.Date(2024, 1, 1, 0, i, 0, 0, time.UTC).Format("2006-01-02 15:04:05"))
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "c"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(b.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		windows[name] = nil
+	}
+	if data, err = json.Marshal(windows); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "combined_windows.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name := range nabDetectors {
+		out, err := run(t, "evaluate", "nab", "--data", dir, "--detector", name, "--files", "--json")
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "flat.csv") && !strings.Contains(line, `"false_rows":0}`) {
+				t.Errorf("%s sees something in a constant: %s", name, line)
+			}
+		}
+	}
+}
+
 // benchmark is where the benchmark's data are, "" where they are not beside the repository.
 func benchmark(t *testing.T) string {
 	t.Helper()

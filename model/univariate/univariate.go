@@ -24,13 +24,14 @@ import (
 // Config sets up a [Detector].
 type Config struct {
 	// Learn is how many samples are watched before there are alarms. It is also the unit
-	// for how long an alarm lasts and how long peaks are remembered. At least 20; what the
-	// metric does every day is known after two or three days.
+	// for how long an alarm lasts and how long peaks are remembered. From 20 to 1e9; what
+	// the metric does every day is known after two or three days.
 	Learn int
 	// Surprise is the least surprise of an alarm: minus the logarithm of how many peaks as
 	// unusual the past should have had. 0 means 0.5.
 	Surprise float64
-	// Quiet is how long an alarm is not repeated, as a share of Learn. 0 means 0.25.
+	// Quiet is how long an alarm is not repeated, as a share of Learn, 1000 at most. 0 means
+	// 0.25.
 	Quiet float64
 	// Without names views that do not count: see [Views].
 	Without []string
@@ -45,8 +46,11 @@ func Views() []string {
 	return out
 }
 
-// leastLearn is the smallest Config.Learn: below, there are no peaks to compare with.
-const leastLearn = 20
+const (
+	leastLearn = 20 // below, there are no peaks to compare with
+	mostLearn  = 1e9
+	mostQuiet  = 1000
+)
 
 // What was tuned, and on what, is in docs/nab.md.
 const (
@@ -80,11 +84,11 @@ type verdict struct {
 
 // New returns a detector.
 func New(cfg Config) (*Detector, error) {
-	if cfg.Learn < leastLearn {
-		return nil, fmt.Errorf("univariate detector: %d samples to learn: at least %d are needed", cfg.Learn, leastLearn)
+	if cfg.Learn < leastLearn || cfg.Learn > mostLearn {
+		return nil, fmt.Errorf("univariate detector: %d samples to learn: from %d to %.0f are possible", cfg.Learn, leastLearn, mostLearn)
 	}
-	if !(cfg.Surprise >= 0 && cfg.Quiet >= 0) {
-		return nil, fmt.Errorf("univariate detector: a surprise of %v and a quiet time of %v: neither may be less than 0", cfg.Surprise, cfg.Quiet)
+	if !(cfg.Surprise >= 0 && cfg.Quiet >= 0 && cfg.Quiet <= mostQuiet) {
+		return nil, fmt.Errorf("univariate detector: a surprise of %v and a quiet time of %v: neither may be less than 0, nor the quiet time over %d", cfg.Surprise, cfg.Quiet, mostQuiet)
 	}
 	if cfg.Surprise == 0 {
 		cfg.Surprise = 0.5

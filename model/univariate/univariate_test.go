@@ -163,7 +163,7 @@ func TestNothingWhileLearning(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	for _, c := range []Config{{Learn: 19}, {Learn: 100, Surprise: -1}, {Learn: 100, Surprise: math.NaN()}, {Learn: 100, Quiet: -1}, {Learn: 100, Without: []string{"phase"}}} {
+	for _, c := range []Config{{Learn: 19}, {Learn: 100, Surprise: -1}, {Learn: 100, Surprise: math.NaN()}, {Learn: 2e9}, {Learn: 100, Quiet: -1}, {Learn: 100, Quiet: math.Inf(1)}, {Learn: 100, Without: []string{"phase"}}} {
 		if _, err := New(c); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
