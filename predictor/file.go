@@ -31,6 +31,8 @@ type Header struct {
 	// Until is the time of the last sample that it learned from.
 	Until  time.Time `json:"until"`
 	Series []string  `json:"series"`
+	// Alarm is what the host's episodes have taught its threshold.
+	Alarm AlarmState `json:"alarm,omitzero"`
 }
 
 // Save returns what was learned of the host, as a model file. Before the first
@@ -39,7 +41,7 @@ func (p *Predictor) Save() ([]byte, error) {
 	if p.detector == nil {
 		return nil, nil
 	}
-	header, err := json.Marshal(Header{Host: p.host, Model: p.cfg.Model, Until: p.last.UTC(), Series: p.names})
+	header, err := json.Marshal(Header{Host: p.host, Model: p.cfg.Model, Until: p.last.UTC(), Series: p.names, Alarm: p.alarm.known})
 	if err != nil {
 		return nil, fmt.Errorf("save the model of %s: %w", p.host, err)
 	}
@@ -85,6 +87,9 @@ func ReadFile(data []byte) (Header, []byte, error) {
 	if err := h.Host.Validate(); err != nil {
 		return fail("its header: %v", err)
 	}
+	if !h.Alarm.valid() {
+		return fail("its header: what it knows of alarms is impossible: %+v", h.Alarm)
+	}
 	if len(h.Series) > mostSeries {
 		return fail("it has %d series, at most %d are possible", len(h.Series), mostSeries)
 	}
@@ -123,6 +128,8 @@ func (p *Predictor) Restore(data []byte) error {
 		return fmt.Errorf("%w: %w", ErrModelFile, err)
 	}
 	p.detector, p.names, p.learnedUntil = d, h.Series, h.Until
+	p.alarm.known = h.Alarm
+	p.alarm.bend()
 	for i, name := range p.names {
 		p.columns[name] = i
 	}

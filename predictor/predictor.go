@@ -62,21 +62,16 @@ type Config struct {
 	Horizon time.Duration
 }
 
-// confirm is how many samples in a row must agree before an alarm begins, so
-// that one odd sample wakes nobody; clearAfter is how many calm ones end it.
 const (
-	confirm    = 3
-	clearAfter = 15
-	topSeries  = 5
+	topSeries = 5
 	// settleFor is how long services that were restarted take to be as usual.
 	settleFor = 90 * time.Second
 )
 
 // Predictor holds the state of one host. It is not safe for concurrent use.
 type Predictor struct {
-	cfg       Config
-	threshold float64
-	host      fleet.HostID
+	cfg  Config
+	host fleet.HostID
 
 	detector Detector
 	schema   *fleet.Schema
@@ -94,9 +89,7 @@ type Predictor struct {
 	learnedUntil time.Time
 
 	evidence evidence
-	over     int // samples in a row over the threshold
-	calm     int // samples in a row well under it
-	alarm    bool
+	alarm    *Alarm
 	// After an action the host warms up: until then a score alone is no alarm.
 	settling     bool
 	settledAfter time.Time
@@ -107,15 +100,15 @@ func New(host fleet.HostID, cfg Config) (*Predictor, error) {
 	if cfg.NewDetector == nil || cfg.FalseAlarms <= 0 || cfg.Interval <= 0 || cfg.Horizon <= 0 {
 		return nil, fmt.Errorf("predictor of %s: a detector, false alarms, interval and horizon must be given", host)
 	}
-	samplesPerMonth := float64(30*24*time.Hour) / float64(cfg.Interval)
 	return &Predictor{
 		cfg: cfg, host: host, columns: make(map[string]int),
-		threshold: -math.Log10(cfg.FalseAlarms / samplesPerMonth),
+		alarm: NewAlarm(cfg.FalseAlarms, cfg.Interval),
 	}, nil
 }
 
-// Threshold is the anomaly score from which a sample counts as an alarm.
-func (p *Predictor) Threshold() float64 { return p.threshold }
+// Threshold is the anomaly score from which a sample counts as an alarm; it follows the
+// host, see [Alarm].
+func (p *Predictor) Threshold() float64 { return p.alarm.Threshold() }
 
 // ErrKnown is returned for a sample that a restored model has learned from already.
 var ErrKnown = errors.New("the model knows this sample")
@@ -172,9 +165,13 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 		p.settling, p.settledAfter = false, s.Time.Add(settleFor)
 	}
 	if s.Time.After(p.settledAfter) || p.settledAfter.Sub(s.Time) > settleFor {
-		p.updateAlarm(out.AnomalyScore)
+		if o.Learning {
+			p.alarm.rest()
+		} else {
+			p.alarm.Observe(out.AnomalyScore)
+		}
 	}
-	out.Anomalous = p.alarm || finding.signature != fleet.SignatureNone
+	out.Anomalous = p.alarm.on || finding.signature != fleet.SignatureNone
 	p.conclude(&out, finding)
 	return out, nil
 }
@@ -193,28 +190,8 @@ func surprise(tail float64) float64 {
 // directly, such as a failed health check, counts at once.
 func (p *Predictor) Recovered() {
 	p.evidence.restart()
-	p.alarm, p.over, p.calm = false, 0, 0
+	p.alarm.reset()
 	p.settling = true
-}
-
-// updateAlarm begins and ends the alarm that the score alone gives.
-func (p *Predictor) updateAlarm(score float64) {
-	if score >= p.threshold {
-		p.over++
-	} else {
-		p.over = 0
-	}
-	switch {
-	case p.over >= confirm:
-		p.alarm, p.calm = true, 0
-	case score < p.threshold/2:
-		p.calm++
-		if p.calm >= clearAfter {
-			p.alarm = false
-		}
-	default:
-		p.calm = 0
-	}
 }
 
 // conclude states signature, probability and evidence. What was seen directly
@@ -224,16 +201,16 @@ func (p *Predictor) conclude(out *fleet.Prediction, f finding) {
 		out.Signature, out.Culprit, out.FailureProbability = f.signature, f.culprit, f.probability
 		out.Evidence = append(out.Evidence, f.sentences...)
 	}
-	if p.alarm && out.Signature == fleet.SignatureNone {
+	if p.alarm.on && out.Signature == fleet.SignatureNone {
 		out.Signature, out.Culprit = suspect(out.Contributions)
 		// An unusual host without a known cause: Netdata and Azure Narya both
 		// report that most such alarms pass by themselves, so it stays well
 		// under one half.
 		out.FailureProbability = 0.25
 	}
-	if out.AnomalyScore >= p.threshold {
+	if out.AnomalyScore >= p.alarm.Threshold() {
 		out.Evidence = append(out.Evidence, fmt.Sprintf(
-			"the sample is as unusual as one in 10^%.1f of this host's normal ones (alarm from 10^%.1f)", out.AnomalyScore, p.threshold))
+			"the sample is as unusual as one in 10^%.1f of this host's normal ones (alarm from 10^%.1f)", out.AnomalyScore, p.alarm.Threshold()))
 	}
 }
 

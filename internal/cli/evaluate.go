@@ -22,6 +22,7 @@ import (
 func (a *app) evaluate() *cobra.Command {
 	cmd := &cobra.Command{Use: "evaluate", Short: "Judge models on labelled data"}
 	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB(), a.evaluateFailure(), a.evaluateDrives())
+	cmd.AddCommand(a.evaluateCalibration())
 	return cmd
 }
 

@@ -100,3 +100,9 @@ var subsystem = func() func(metric string) string {
 		return "other"
 	}
 }()
+
+// Detectors returns what makes the detectors of serve, for hosts that are sampled so often,
+// to be judged.
+func Detectors(cfg config.Model, every time.Duration) func(fleet.HostID, []string) (predictor.Detector, error) {
+	return newDetectors(cfg, every).new(cfg.Learn.D())
+}
