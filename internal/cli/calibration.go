@@ -19,6 +19,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/baseline"
+	"github.com/tardigrade-recovery/tardigrade/model/fast"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -39,7 +40,7 @@ With --data they are the train files of a directory, taken as healthy: what is a
 incident in them counts as a false alarm.
 
 Detectors: serve (what the control plane uses, with the configuration's model.learn_fully and
-model.retrain_every), default and baseline. Detector and alarm are those that run in serve.
+model.retrain_every), default, fast and baseline. Detector and alarm are those that run in serve.
 
   alarms          begins of alarms that the score gives, at each asked rate
   evidence        begins of findings that need no model, such as memory that grows in a line`,
@@ -76,7 +77,7 @@ model.retrain_every), default and baseline. Detector and alarm are those that ru
 	}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", "", "`directory` of series whose train files are watched instead of simulated hosts")
-	f.StringVar(&c.detector, "detector", c.detector, "serve, default or baseline")
+	f.StringVar(&c.detector, "detector", c.detector, "serve, default, fast or baseline")
 	f.IntVar(&c.hosts, "hosts", c.hosts, "`number` of simulated hosts")
 	f.Float64Var(&c.days, "days", c.days, "simulated `days`")
 	f.Uint64Var(&c.seed, "seed", c.seed, "`number` that the simulated fleet is drawn from")
@@ -133,13 +134,18 @@ func (c calibration) maker(cfg config.Model) (detectorMaker, error) {
 			d, err := anomaly.New(len(series), anomaly.Config{Learn: learn})
 			return single{d}, err
 		}, nil
+	case "fast":
+		return func(_ fleet.HostID, series []string) (predictor.Detector, error) {
+			d, err := fast.New(len(series), fast.Config{Learn: learn})
+			return single{d}, err
+		}, nil
 	case "baseline":
 		return func(_ fleet.HostID, series []string) (predictor.Detector, error) {
 			d, err := baseline.New(len(series), baseline.Config{Learn: learn})
 			return single{d}, err
 		}, nil
 	}
-	return nil, fmt.Errorf("--detector %q is not serve, default or baseline", c.detector)
+	return nil, fmt.Errorf("--detector %q is not serve, default, fast or baseline", c.detector)
 }
 
 // single is one detector of all columns, as the predictor wants it.

@@ -56,7 +56,7 @@ type Detector struct {
 func All() []Detector {
 	return []Detector{
 		{Name: "default", About: "moving deviations and a vector autoregression, each judged by a Mahalanobis distance", Fit: fitter(anomaly.Fit), watch: watchDefault},
-		{Name: "fast", About: "what default does, at rank 12 and 4 instead of full, for a million samples a second", Fit: fitter(fast.Fit)},
+		{Name: "fast", About: "what default does, at rank 12 and 4 instead of full, for a million samples a second", Fit: fitter(fast.Fit), watch: watchFast},
 		{Name: "baseline", About: "each metric against its own slowly moving normal", Fit: fitBaseline, watch: watchBaseline},
 		{Name: "iforest", About: "isolation forest", Fit: fitter(iforest.Fit)},
 		{Name: "kmeans", About: "k-means of each metric's windows, as Netdata does", Fit: fitter(kmeans.Fit)},
@@ -151,6 +151,24 @@ func watchDefault(rows [][]float64, again bool) (Watch, error) {
 	}
 	if again {
 		d.Rewind()
+	}
+	parts := make([]float64, len(rows[0]))
+	return func(x []float64) (float64, float64) {
+		_, tail := d.Observe(time.Time{}, x)
+		return d.Explain(parts), tail
+	}, nil
+}
+
+func watchFast(rows [][]float64, again bool) (Watch, error) {
+	d, err := fast.New(len(rows[0]), fast.Config{Learn: max(20, min(len(rows), 1<<16))})
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Fit(rows); err != nil {
+		return nil, err
+	}
+	if again {
+		d.Reset()
 	}
 	parts := make([]float64, len(rows[0]))
 	return func(x []float64) (float64, float64) {

@@ -48,3 +48,31 @@ func TestFewAndEqualScores(t *testing.T) {
 		}
 	}
 }
+
+func TestAdaptFollowsTheScores(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	learn := make([]float64, 500)
+	for i := range learn {
+		learn[i] = r.ExpFloat64()
+	}
+	d, err := New(learn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50_000 { // the host is twice as loud by now
+		d.Adapt(2*r.ExpFloat64(), 5000)
+	}
+	for _, p := range []float64{0.1, 0.01} {
+		if got := d.Of(-2 * math.Log(p)); got < 0.5*p || got > 3*p {
+			t.Errorf("a score that one in %v has: tail %v", 1/p, got)
+		}
+	}
+	before := d.Of(30)
+	d.Adapt(1e9, 5000)
+	if after := d.Of(30); after > 1.2*before {
+		t.Errorf("one score moved a tail of %v to %v", before, after)
+	}
+	if !d.Sound() || (Tail{}).Sound() || (Tail{Base: math.NaN(), Scale: 1, N: 1}).Sound() {
+		t.Error("what is sound, and what is not")
+	}
+}
