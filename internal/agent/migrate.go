@@ -28,7 +28,7 @@ func newLibvirt(c config.Agent) (*libvirt.Host, error) {
 		each = max(each, 1)
 	}
 	h, err := libvirt.New(libvirt.Config{URI: c.Guests.Libvirt, Move: libvirt.Move{
-		URI: m.URI, DataURI: m.DataURI, MiBPerSecond: each, AutoConverge: m.AutoConverge, PostCopyAfter: m.PostCopyAfter.D(), TLS: m.TLS, Shared: m.Shared,
+		URI: m.URI, DataURI: m.DataURI, MiBPerSecond: each, AutoConverge: m.AutoConverge, Downtime: m.Downtime.D(), PostCopyAfter: m.PostCopyAfter.D(), TLS: m.TLS, Shared: m.Shared,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("agent.guests.libvirt or agent.migrate: %w", err)

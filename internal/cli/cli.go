@@ -71,7 +71,7 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	f.StringVarP(&a.configFile, "config", "c", "", "configuration `file` (YAML); without one, safe defaults")
 	f.StringVar(&a.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
 	f.BoolVar(&a.logJSON, "log-json", !isTerminal(os.Stderr), "log as JSON lines (the default where stderr is not a terminal)")
-	root.AddCommand(a.serve(), a.agent(), a.configCommand())
+	root.AddCommand(a.serve(), a.agent(), a.configCommand(), a.cordon())
 	root.AddCommand(a.audit(), a.model(), a.metrics(), a.bench(), a.sample(), a.deadletter(), a.evaluate())
 	root.AddCommand(a.policy(), a.freeze(), a.execution())
 	root.AddCommand(a.dataset())

@@ -29,6 +29,25 @@ type Config struct {
 	Agent  Agent  `yaml:"agent"`
 	Model  Model  `yaml:"model"`
 	Policy Policy `yaml:"policy"`
+	Power  Power  `yaml:"power"`
+}
+
+// Power is what `serve` may do to the power of hosts, through their management
+// controllers (IPMI).
+type Power struct {
+	// CycleEmptied allows to cycle the power of a host from which all VMs were moved away.
+	CycleEmptied bool `yaml:"cycle_emptied"`
+	// Hosts has the management controller of each host, by the host's name.
+	Hosts map[fleet.HostID]BMC `yaml:"hosts"`
+}
+
+// BMC is a management controller.
+type BMC struct {
+	// Address is ADDRESS or ADDRESS:PORT; the port is 623 otherwise.
+	Address string `yaml:"address"`
+	User    string `yaml:"user"`
+	// PasswordFile has the password on one line.
+	PasswordFile string `yaml:"password_file"`
 }
 
 // API is the HTTP side of `serve`.
@@ -130,6 +149,9 @@ type Migrate struct {
 	Parallel     int `yaml:"parallel"`
 	// AutoConverge slows down a VM that writes its memory faster than it can be sent.
 	AutoConverge bool `yaml:"auto_converge"`
+	// Downtime is how long a VM may stand still when it changes over, as far as libvirt can
+	// foresee. The shorter it is, the longer the move of a busy VM takes.
+	Downtime Duration `yaml:"downtime"`
 	// PostCopyAfter lets a VM run on the target before all of its memory is there, when
 	// its move has taken so long. A failure after that loses the VM; 0 never does it.
 	PostCopyAfter Duration `yaml:"post_copy_after"`
@@ -245,7 +267,7 @@ func Default() Config {
 		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
-			Migrate: Migrate{Parallel: 2, AutoConverge: true},
+			Migrate: Migrate{Parallel: 2, AutoConverge: true, Downtime: Duration(100 * time.Millisecond)},
 			Reset:   Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
 		Model:  Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
@@ -337,6 +359,17 @@ func (c *Config) Validate() error {
 	if d := c.Agent.Reset.VMTimeout.D(); d < time.Second || d > 5*time.Minute {
 		bad("agent.reset.vm_timeout: %v is out of range: 1s to 5m", d)
 	}
+	for id, b := range c.Power.Hosts {
+		if err := id.Validate(); err != nil {
+			bad("power.hosts: %w", err)
+		}
+		if b.Address == "" || b.PasswordFile == "" {
+			bad("power.hosts.%s: address and password_file are needed", id)
+		}
+	}
+	if c.Power.CycleEmptied && len(c.Power.Hosts) == 0 {
+		bad("power.cycle_emptied: power.hosts has no management controller")
+	}
 	if g := c.Agent.Guests; g.QMPDir != "" && g.Libvirt != "" {
 		bad("agent.guests: give qmp_dir or libvirt, not both: each VM would be counted twice")
 	}
@@ -347,6 +380,8 @@ func (c *Config) Validate() error {
 		bad("agent.migrate.data_uri: %q does not say where the target's address goes: write {host}, as in tcp://{host}", m.DataURI)
 	case m.Parallel < 1 || m.Parallel > 64:
 		bad("agent.migrate.parallel: %d is out of range: 1 to 64", m.Parallel)
+	case m.Downtime.D() < time.Millisecond || m.Downtime.D() > time.Minute:
+		bad("agent.migrate.downtime: %v is out of range: 1ms to 1m", m.Downtime.D())
 	case m.BandwidthMiB < 0 || m.BandwidthMiB > 1<<20:
 		bad("agent.migrate.bandwidth_mib: %d is out of range: 0 to %d", m.BandwidthMiB, 1<<20)
 	}

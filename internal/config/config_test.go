@@ -49,6 +49,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
 		{"mode of a reset", "agent: {reset: {mode: warm}}", "hypervisor or kexec"},
 		{"time of a reset", "agent: {reset: {vm_timeout: 10m}}", "agent.reset.vm_timeout"},
+		{"power without a controller", "power: {cycle_emptied: true}", "power.hosts"},
+		{"controller without a password", "power: {hosts: {h: {address: a}}}", "password_file"},
 		{"two hypervisors", "agent: {guests: {qmp_dir: /a, libvirt: /b}}", "not both"},
 		{"migration without a target", "agent: {migrate: {uri: 'qemu+tls://h/system'}}", "{host}"},
 		{"no migration at a time", "agent: {migrate: {parallel: 0}}", "agent.migrate.parallel"},

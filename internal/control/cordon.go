@@ -63,7 +63,7 @@ func (c *cordons) ended(ctx context.Context, e fleet.Execution) {
 	if old, _, ok := c.table.Find(string(e.Host)); ok && (old.Execution == e.ID || old.Since.After(e.Ended)) {
 		return
 	}
-	if _, err := c.set(ctx, fleet.Cordon{Host: e.Host, Simulated: e.Simulated, By: automatic, Reason: reason, Execution: e.ID}); err != nil {
+	if _, err := c.set(ctx, fleet.Cordon{Host: e.Host, Simulated: e.Simulated, By: automatic, Reason: reason, Execution: e.ID, Emptied: emptied(e)}); err != nil {
 		c.log.Error("a host could not be cordoned", "host", e.Host, "execution", e.ID, "err", err)
 	}
 }

@@ -21,11 +21,12 @@ type hosts struct {
 
 	mu       sync.Mutex
 	seen     map[fleet.HostID]time.Time
+	told     map[fleet.HostID]time.Time // when the agent said something last
 	admitted map[fleet.HostID]bool
 }
 
 func newHosts(table *bus.Table[fleet.Host], admit func(context.Context, fleet.HostID) error, log *slog.Logger) *hosts {
-	return &hosts{table: table, admit: admit, log: log, seen: make(map[fleet.HostID]time.Time), admitted: make(map[fleet.HostID]bool)}
+	return &hosts{table: table, admit: admit, log: log, seen: make(map[fleet.HostID]time.Time), told: make(map[fleet.HostID]time.Time), admitted: make(map[fleet.HostID]bool)}
 }
 
 // forgetSimulated takes the simulated hosts out of the inventory.
@@ -60,6 +61,7 @@ func (h *hosts) announce(ctx context.Context, said fleet.Host) {
 	if known {
 		said.FirstSeen = old.FirstSeen
 		if !changed(old, said) {
+			h.told[said.ID] = now
 			return
 		}
 	} else {
@@ -67,13 +69,23 @@ func (h *hosts) announce(ctx context.Context, said fleet.Host) {
 	}
 	if _, err := h.table.Put(ctx, string(said.ID), said); err != nil {
 		h.log.Error("the inventory could not be stored", "host", said.ID, "err", err)
+		return
 	}
+	h.told[said.ID] = now
 }
 
 func changed(a, b fleet.Host) bool {
 	return a.FaultDomain != b.FaultDomain || a.Simulated != b.Simulated || a.Version != b.Version || a.DryRun != b.DryRun ||
 		a.Address != b.Address || a.CPU != b.CPU || a.MemoryBytes != b.MemoryBytes || a.AcceptsVMs != b.AcceptsVMs ||
 		!slices.Equal(a.VMs, b.VMs) || !slices.Equal(a.Actions, b.Actions) || !slices.Equal(a.Units, b.Units)
+}
+
+// counted is when the agent of a host last said which VMs it has; what it said is in
+// the table by then.
+func (h *hosts) counted(id fleet.HostID) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.told[id]
 }
 
 // sampled notes that a sample of the host came in.

@@ -59,6 +59,7 @@ type Plane struct {
 	executions   *bus.Table[executor.Record]
 	coordinator  *executor.Coordinator
 	cordons      *cordons
+	mains        *mains
 	history      history
 	ingest       *ingest
 	events       *events
@@ -146,6 +147,9 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	})
 	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
 	p.cordons = &cordons{table: cordonTable, audit: p.audit, policies: p.policies, predictions: p.predictions, log: p.log, well: make(map[fleet.HostID]time.Time)}
+	if p.mains, err = newMains(p.cfg.Power, p.cordons, p.hosts, p.powerBlocked, p.audit, p.log); err != nil {
+		return err
+	}
 	p.executions, err = bus.OpenTable(ctx, p.bus, "EXECUTIONS", func(id string, r executor.Record) { p.executed(ctx, r.Execution) })
 	if err != nil {
 		return err
@@ -206,6 +210,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	part("policy", p.policies.watch)
 	part("storm brake", p.brake)
 	part("cordons", p.cordons.watch)
+	part("power", p.mains.watch)
 	part("hosts", func(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
 	})

@@ -73,6 +73,7 @@ func TestThePolicyFileIsReadAgain(t *testing.T) {
 			cancel()
 			<-done
 		}()
+		time.Sleep(500 * time.Millisecond) // what is written from here on is written between two looks
 		write("version: 1\nmode: automatic\n")
 		_, revision := p.inForce()
 		if p.current().Mode != "automatic" || audit.has("policy.loaded "+revision) != 1 || revision == first.Revision() {

@@ -283,6 +283,8 @@ type Cordon struct {
 	Reason string `json:"reason"`
 	// Execution is the one after which it was cordoned, "" if a person did it.
 	Execution string `json:"execution,omitempty"`
+	// Emptied is true where the execution moved the host's VMs away.
+	Emptied bool `json:"emptied,omitempty"`
 	// Lifted is when it ended; a host whose cordon has ended takes VMs again.
 	Lifted   time.Time `json:"lifted,omitzero"`
 	LiftedBy string    `json:"lifted_by,omitempty"`

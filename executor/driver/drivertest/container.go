@@ -207,8 +207,14 @@ func (b *Booted) PID() (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	here, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return 0, err
+	}
 	for _, child := range strings.Fields(string(text)) {
-		return strconv.Atoi(child)
+		if there, err := os.Readlink("/proc/" + child + "/ns/pid"); err == nil && there != here {
+			return strconv.Atoi(child)
+		}
 	}
 	return 0, errors.New("the host has no process yet")
 }

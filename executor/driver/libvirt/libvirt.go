@@ -53,6 +53,9 @@ type Move struct {
 	// PostCopyAfter lets a guest run on the target before all of its memory is there,
 	// once the move has taken so long; a failure after that loses the guest. 0 never does.
 	PostCopyAfter time.Duration
+	// Downtime is how long a guest may stand still when it changes over, as far as
+	// libvirt can foresee; 0 leaves it to libvirt.
+	Downtime time.Duration
 	// TLS encrypts guests' memory on its way; the daemons must have certificates.
 	TLS bool
 	// Shared lists directories and device paths that all hosts have in common, beside

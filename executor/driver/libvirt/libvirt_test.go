@@ -175,7 +175,7 @@ func TestMovesConform(t *testing.T) {
 	// Both are at the same address, with ports of their own.
 	to := func(v *rigtest.Libvirtd) Move {
 		_, port, _ := net.SplitHostPort(v.Address)
-		return Move{URI: "qemu+tcp://{host}:" + port + "/system", DataURI: "tcp://{host}", AutoConverge: true}
+		return Move{URI: "qemu+tcp://{host}:" + port + "/system", DataURI: "tcp://{host}", AutoConverge: true, Downtime: 50 * time.Millisecond}
 	}
 	from, target := host(t, one, to(two)), host(t, two, to(one))
 	g := start(t, one, "web")

@@ -49,6 +49,11 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 	if err != nil {
 		return fail(err)
 	}
+	if ms := h.cfg.Move.Downtime.Milliseconds(); ms > 0 {
+		if err := s.DomainMigrateSetMaxDowntime(d, uint64(ms), 0); err != nil {
+			return fail(fmt.Errorf("limit the time for which it stands still: %w", err))
+		}
+	}
 	done := make(chan error, 1)
 	begin := time.Now()
 	go func() {

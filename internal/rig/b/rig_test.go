@@ -44,7 +44,8 @@ type rig struct {
 	common  string // a directory that both hosts have as /common
 	hosts   map[fleet.HostID]*drivertest.Booted
 	guest   *rigtest.Watch
-	vm      string // the guest's ID
+	vm      string       // the guest's ID
+	bmc     *rigtest.BMC // host one's
 }
 
 // build builds the program.
@@ -81,6 +82,9 @@ func begin(t *testing.T) *rig {
 	t.Cleanup(func() { os.RemoveAll(r.common) })
 	dir := t.TempDir()
 	cert, key := certificate(t, dir)
+	r.bmc = rigtest.StartBMC(t, r.net.control)
+	password := filepath.Join(dir, "password")
+	write(t, password, rigtest.BMCPassword+"\n")
 	config := filepath.Join(dir, "serve.yaml")
 	// Nothing is learned, so that what goes on beside the test on this machine is no news.
 	write(t, config, fmt.Sprintf(`data: %s
@@ -89,7 +93,8 @@ bus: {listen: "%s:0", tls: {cert: %s, key: %s}}
 agent: {disabled: true}
 model: {learn: 24h}
 policy: {cooldown: 0s, min_healthy_ratio: 0}
-`, filepath.Join(dir, "serve"), controlAddress, cert, key))
+power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file: %s}}}
+`, filepath.Join(dir, "serve"), controlAddress, cert, key, r.bmc.Address, rigtest.BMCUser, password))
 	credentials := map[fleet.HostID]string{}
 	for _, name := range names {
 		out, err := exec.Command(r.program, "agent", "enroll", string(name), "--config", config).Output()
@@ -126,7 +131,7 @@ func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials s
 	units := map[string]string{
 		"var-lib-store.mount":      "[Mount]\nWhat=tmpfs\nWhere=" + store + "\nType=tmpfs\nOptions=size=1M\n",
 		"libvirtd.service":         "[Unit]\nAfter=dbus.service\n[Service]\nType=notify\nExecStart=/usr/sbin/libvirtd --listen\nKillMode=process\n",
-		"tardigrade-agent.service": "[Service]\nExecStart=/share/tardigrade agent --config /etc/agent.yaml --log-json\nStandardError=append:/share/agent.log\n",
+		"tardigrade-agent.service": "[Service]\nExecStart=/share/tardigrade agent --config /etc/agent.yaml --log-json\nStandardError=append:/share/agent.log\nRestart=always\nRestartSec=100ms\n",
 	}
 	start := []string{"var-lib-store.mount", "libvirtd.service", "tardigrade-agent.service"}
 	list := "    - {name: libvirtd.service, health: {tcp: \"unix:/share/libvirt/libvirt-sock\", timeout: 2s}}\n"

@@ -60,6 +60,7 @@ func TestRigB(t *testing.T) {
 	part("recycle", func(r *rig) { r.recycle(&f) })
 	part("diagnosis", func(r *rig) { r.diagnose(&f) })
 	part("migration there and back", func(r *rig) { r.migrate(&f) })
+	part("the agent dies midway", func(r *rig) { r.agentDies(&f) })
 	part("the target dies midway", func(r *rig) { r.targetDies(&f) })
 	f.DoubleRunning += r.guest.Account().Repeats
 	f.Seconds = time.Since(began).Round(100 * time.Millisecond).Seconds()
@@ -296,7 +297,22 @@ func (r *rig) move(f *figures, from, to fleet.HostID) {
 }
 
 func (r *rig) migrate(f *figures) {
+	r.bmc.Await("on", time.Second)
+	boot := r.bootID("one")
 	r.move(f, "one", "two")
+	// The host does what its management controller was told.
+	r.bmc.Await("on off on", time.Minute)
+	r.hosts["one"].PowerOff()
+	r.hosts["one"].PowerOn()
+	r.await("the power of the emptied host was cycled", time.Minute, func() bool {
+		h, ok := r.host("one")
+		return ok && h.Cordon != nil && h.Cordon.Power == fleet.PowerCycled
+	})
+	r.await("the emptied host is back", time.Minute, func() bool {
+		return r.bootID("one") != boot && r.isUp("one")
+	})
+	f.PowerCycled = true
+	r.at("two")
 	// The only other host is cordoned now, so there is no way back yet.
 	e := r.follow(r.execute("two", fleet.ActionLiveMigrate))
 	if e.State != fleet.ExecutionCancelled || !strings.Contains(e.Outcome, "one: it is cordoned") {
@@ -306,25 +322,69 @@ func (r *rig) migrate(f *figures) {
 	r.move(f, "two", "one")
 }
 
-// targetDies takes the power from the target in the middle of a migration.
-func (r *rig) targetDies(f *figures) {
-	r.uncordon("two")
+// slowly begins a migration of the guest away from host one, so slow that something can
+// happen in the middle, and returns once memory is being sent.
+func (r *rig) slowly() (execution string) {
+	r.t.Helper()
 	r.well("two")
+	r.speed(2)
+	r.guest.Reset()
+	execution = r.execute("one", fleet.ActionLiveMigrate)
 	l := r.libvirt("one")
+	defer l.Disconnect()
 	d, err := l.DomainLookupByName("web")
-	if err == nil {
-		err = l.DomainMigrateSetMaxSpeed(d, 2, 0)
-	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.guest.Reset()
-	id := r.execute("one", fleet.ActionLiveMigrate)
 	r.await("memory is being sent", time.Minute, func() bool {
 		_, _, _, _, processed, _, _, _, _, _, _, _, err := l.DomainGetJobInfo(d)
 		return err == nil && processed > 1<<20
 	})
-	l.Disconnect()
+	return execution
+}
+
+// speed limits the migration of the guest on host one, in MiB a second.
+func (r *rig) speed(mib uint64) {
+	r.t.Helper()
+	l := r.libvirt("one")
+	defer l.Disconnect()
+	d, err := l.DomainLookupByName("web")
+	if err == nil {
+		err = l.DomainMigrateSetMaxSpeed(d, mib, 0)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// agentDies kills the agent in the middle of a migration. The migration goes on, and
+// the agent finds out what became of it.
+func (r *rig) agentDies(f *figures) {
+	r.uncordon("two")
+	id := r.slowly()
+	if err := r.systemctl("one", "kill", "--signal=KILL", "tardigrade-agent.service"); err != nil {
+		r.t.Fatal(err)
+	}
+	r.speed(1000)
+	e := r.follow(id)
+	if e.State != fleet.ExecutionSucceeded || len(e.GuestsAfter) != 1 || e.GuestsAfter[0].Host != "two" {
+		r.t.Fatalf("the migration of which the agent died: %+v", e)
+	}
+	r.at("two")
+	f.Migrated++
+	for _, s := range e.Steps {
+		if strings.HasPrefix(s.Name, "move VM ") {
+			r.t.Logf("%s: %s", s.Name, s.Detail)
+		}
+	}
+	r.uncordon("one")
+	r.move(f, "two", "one")
+}
+
+// targetDies takes the power from the target in the middle of a migration.
+func (r *rig) targetDies(f *figures) {
+	r.uncordon("two")
+	id := r.slowly()
 	r.hosts["two"].PowerOff()
 	e := r.follow(id)
 	if e.State != fleet.ExecutionHandedOver || !strings.Contains(e.Outcome, "exactly once") {

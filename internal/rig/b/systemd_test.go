@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/digitalocean/go-libvirt"
+	"github.com/digitalocean/go-libvirt/socket/dialers"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
@@ -28,6 +32,30 @@ func (r *rig) on(host fleet.HostID, argv ...string) (string, error) {
 		err = fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 	}
 	return string(out), err
+}
+
+// bootID identifies the boot of a host, "" while it has none.
+func (r *rig) bootID(host fleet.HostID) string {
+	id, err := r.on(host, "cat", "/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(id)
+}
+
+// isUp tells whether a host's agent runs and its libvirt answers.
+func (r *rig) isUp(host fleet.HostID) bool {
+	for _, unit := range []string{"tardigrade-agent.service", "libvirtd.service"} {
+		if r.systemctl(host, "is-active", "--quiet", unit) != nil {
+			return false
+		}
+	}
+	l := libvirt.NewWithDialer(dialers.NewLocal(dialers.WithSocket(filepath.Join(r.hosts[host].Share, "libvirt/libvirt-sock"))))
+	if l.Connect() != nil {
+		return false
+	}
+	l.Disconnect()
+	return true
 }
 
 // startTime is how many seconds a unit took from the begin of its last start until it
