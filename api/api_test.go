@@ -396,10 +396,6 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			id = "7"
 		}
 		switch r.Method + " " + r.Path {
-		case "POST /api/v1/executions/:id/cancel":
-			s.fake.mu.Lock()
-			s.fake.execs[0].State = fleet.ExecutionPending
-			s.fake.mu.Unlock()
 		case "POST /api/v1/freezes":
 			body = `{"fleet":true,"reason":"look"}`
 		case "POST /api/v1/hosts/:id/cordon":
@@ -420,6 +416,9 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			s.fake.bundle = io.NopCloser(strings.NewReader("bundle"))
 			s.fake.frozen = []fleet.Freeze{{ID: "01J3FREEZE"}}
 			s.fake.hosts[1].Cordon = &fleet.Cordon{Host: simHost, Simulated: true}
+			if strings.HasSuffix(path, "/cancel") {
+				s.fake.execs[0].State = fleet.ExecutionPending
+			}
 			s.fake.mu.Unlock()
 			var header []string
 			if role != "" {
