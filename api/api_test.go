@@ -416,8 +416,10 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 			s.fake.bundle = io.NopCloser(strings.NewReader("bundle"))
 			s.fake.frozen = []fleet.Freeze{{ID: "01J3FREEZE"}}
 			s.fake.hosts[1].Cordon = &fleet.Cordon{Host: simHost, Simulated: true}
-			if strings.HasSuffix(path, "/cancel") {
-				s.fake.execs[0].State = fleet.ExecutionPending
+			for i := range s.fake.execs {
+				if strings.HasSuffix(path, "/cancel") && s.fake.execs[i].ID == execWithBundle {
+					s.fake.execs[i].State = fleet.ExecutionPending
+				}
 			}
 			s.fake.mu.Unlock()
 			var header []string
