@@ -10,10 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tardigrade-recovery/tardigrade/executor/driver"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/qmp"
@@ -25,8 +28,7 @@ import (
 )
 
 const (
-	vms    = 8
-	ramMiB = 1024
+	vms = 8
 	// rounds is how often the figures of one guest are taken.
 	rounds = 3
 )
@@ -51,8 +53,37 @@ type figures struct {
 	Corrupt     int     `json:"corrupt"`
 }
 
+// ram is how many MiB each guest gets: 1024, or less where this machine has no room for
+// eight of them.
+func ram(t *testing.T) int {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err != nil {
+		t.Fatal(err)
+	}
+	room := int(int64(fs.Bavail) * fs.Bsize >> 20)
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(meminfo)) {
+		var kib int
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			room = min(room, kib>>10)
+		}
+	}
+	mib := 1024
+	for mib > 64 && mib*vms*5/4 > room {
+		mib /= 2
+	}
+	if mib < 1024 {
+		t.Logf("there is room for %d MiB: the guests get %d MiB each", room, mib)
+	}
+	return mib
+}
+
 func TestPreserve(t *testing.T) {
-	dir := shortDir(t)
+	dir, ramMiB := shortDir(t), ram(t)
 	var guests []*rigtest.QEMU
 	start := func(i int) {
 		g := rigtest.StartQEMU(t, dir, fmt.Sprintf("vm%d", i), ramMiB)
