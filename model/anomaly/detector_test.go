@@ -446,3 +446,34 @@ func TestFindsTheLengthOfADay(t *testing.T) {
 		t.Errorf("noise has a day of %d samples", got)
 	}
 }
+
+// Moving deviations less their slow means have quantiles below 0, where a metric was
+// loud at first and calm for most of the time.
+func TestAQuantileBelowZeroIsRestored(t *testing.T) {
+	r := rand.New(rand.NewPCG(21, 22))
+	rows := make([][]float64, 1200)
+	for i := range rows {
+		rows[i] = []float64{r.NormFloat64(), 0.01 * r.NormFloat64()}
+		if i < 50 {
+			rows[i][1] *= 1000
+		}
+	}
+	d, err := New(2, Config{Learn: len(rows)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Fit(rows); err != nil {
+		t.Fatal(err)
+	}
+	below := false
+	for _, b := range d.live.m.excess[restless].base {
+		below = below || b < 0
+	}
+	state, err := d.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unmarshal(state); err != nil || !below {
+		t.Errorf("%v; a quantile below 0: %v", err, below)
+	}
+}

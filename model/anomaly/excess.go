@@ -77,8 +77,8 @@ func middle(values []float64) (median, scale float64) {
 }
 
 func (e *excess) sound() bool {
-	for i, b := range e.base {
-		if b < 0 || !(e.size[i] > 0) {
+	for _, size := range e.size { // a base below 0 is one of moving deviations less their slow means
+		if !(size > 0) {
 			return false
 		}
 	}
