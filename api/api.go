@@ -37,7 +37,8 @@ type Point struct {
 	Value float64   `json:"value"`
 }
 
-// Event is a change: Kind is host, prediction, recommendation, execution or freeze, and
+// Event is a change: Kind is host, prediction, recommendation, execution, freeze, model, job
+// or incident, and
 // Data the record as its own route shows it, on one line.
 type Event struct {
 	Kind string
@@ -223,6 +224,8 @@ type Fleet interface {
 	Executions
 	Guard
 	DeadLetters
+	Models
+	Incidents
 	Status
 }
 

@@ -363,6 +363,21 @@ var access = map[string]Role{
 	"GET /api/v1/deadletters":                  RoleViewer,
 	"GET /api/v1/deadletters/:id":              RoleViewer,
 	"POST /api/v1/deadletters/:id/retry":       RoleOperator,
+	"GET /api/v1/models":                       RoleViewer,
+	"POST /api/v1/models":                      RoleAdmin,
+	"POST /api/v1/models/train":                RoleApprover,
+	"POST /api/v1/models/rollback":             RoleApprover,
+	"GET /api/v1/models/shadow":                RoleViewer,
+	"GET /api/v1/models/drift":                 RoleViewer,
+	"GET /api/v1/models/:id":                   RoleViewer,
+	"GET /api/v1/models/:id/file":              RoleViewer,
+	"POST /api/v1/models/:id/promote":          RoleApprover,
+	"POST /api/v1/models/:id/retire":           RoleApprover,
+	"GET /api/v1/jobs":                         RoleViewer,
+	"GET /api/v1/jobs/:id":                     RoleViewer,
+	"POST /api/v1/jobs/:id/cancel":             RoleOperator,
+	"GET /api/v1/incidents":                    RoleViewer,
+	"POST /api/v1/incidents":                   RoleOperator,
 }
 
 func TestEveryRouteForEveryRole(t *testing.T) {
@@ -395,7 +410,19 @@ func TestEveryRouteForEveryRole(t *testing.T) {
 		if strings.HasPrefix(r.Path, "/api/v1/deadletters") {
 			id = "7"
 		}
+		switch {
+		case strings.HasPrefix(r.Path, "/api/v1/models"):
+			id = modelID
+		case strings.HasPrefix(r.Path, "/api/v1/jobs"):
+			id = jobID
+		}
 		switch r.Method + " " + r.Path {
+		case "POST /api/v1/models":
+			body = "a model file"
+		case "POST /api/v1/models/train", "POST /api/v1/models/rollback":
+			body = `{"kind":"anomaly"}`
+		case "POST /api/v1/incidents":
+			body = `{"host":"sim-host1","from":"2026-01-01T00:00:00Z","to":"2026-01-01T01:00:00Z"}`
 		case "POST /api/v1/freezes":
 			body = `{"fleet":true,"reason":"look"}`
 		case "POST /api/v1/hosts/:id/cordon":

@@ -60,7 +60,12 @@ func (d document) resolve(v any) (map[string]any, error) {
 // operation finds what the document says of a request, by its path without the
 // query. It is nil for what is not documented.
 func (d document) operation(method, path string) map[string]any {
-	for pattern, item := range d.root["paths"].(map[string]any) {
+	paths := d.root["paths"].(map[string]any)
+	if item, ok := paths[path].(map[string]any); ok && !strings.Contains(path, "{") {
+		op, _ := item[strings.ToLower(method)].(map[string]any)
+		return op
+	}
+	for pattern, item := range paths {
 		if regexp.MustCompile("^"+regexp.MustCompile(`\{\w+\}`).ReplaceAllString(regexp.QuoteMeta(pattern), `[^/]+`)+"$").MatchString(path) ||
 			regexp.MustCompile("^"+strings.ReplaceAll(regexp.QuoteMeta(pattern), `\{id\}`, `[^/]+`)+"$").MatchString(path) {
 			op, _ := item.(map[string]any)[strings.ToLower(method)].(map[string]any)
@@ -251,6 +256,7 @@ func TestOpenAPISchemasAreTheTypes(t *testing.T) {
 	for name, v := range map[string]any{
 		"Host": HostView{}, "VM": fleet.VM{}, "Prediction": fleet.Prediction{}, "Contribution": fleet.Contribution{}, "Alternative": fleet.Alternative{},
 		"Recommendation": fleet.Recommendation{}, "Execution": fleet.Execution{}, "Step": fleet.Step{}, "GuestReport": fleet.GuestReport{}, "Point": Point{}, "Problem": problem{}, "DeadLetter": DeadLetter{}, "DeadSample": DeadSample{},
+		"Model": Model{}, "Comparison": Comparison{}, "Drift": Drift{}, "DriftDistance": DriftDistance{}, "Job": Job{}, "Training": Training{}, "Incident": fleet.Incident{},
 		"Policy": PolicyView{}, "RootCause": RootCause{}, "Suspect": Suspect{}, "Evidence": Evidence{}, "Explanation": Explanation{}, "Freeze": fleet.Freeze{}, "Cordon": fleet.Cordon{},
 	} {
 		var all, always []string

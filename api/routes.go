@@ -84,6 +84,7 @@ func New(cfg Config) (*Server, error) {
 	g.GET("/deadletters", s.deadLetters, view)
 	g.GET("/deadletters/:id", s.deadLetter, view)
 	g.POST("/deadletters/:id/retry", s.retryDeadLetter, operate)
+	s.routeModels(g, view, operate, approve, s.allow(RoleAdmin))
 	g.GET(strings.TrimPrefix(eventsPath, "/api/v1"), s.follow, view)
 
 	web, err := fs.Sub(files, "web")

@@ -21,7 +21,7 @@ type Table struct {
 	Columns []string
 	// Rows have as many values as there are columns; NaN is missing.
 	Rows [][]float64
-	// Labels has one for each row.
+	// Labels has one for each row, none where no label was asked for.
 	Labels []bool
 }
 
@@ -34,7 +34,7 @@ const (
 )
 
 // Read reads the file, in which the first row names the columns and the one named label has
-// 0 or 1. Empty, NaN, NA and null are missing values.
+// 0 or 1; "" reads a file without labels. Empty, NaN, NA and null are missing values.
 func Read(path, label string) (Table, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -87,13 +87,13 @@ func read(r io.Reader, label string) (t Table, err error) {
 			return t, fmt.Errorf("1: columns %d and %d are both named %q", before, i+1, name)
 		}
 		seen[name] = i + 1
-		if name == label {
+		if name == label && label != "" {
 			at = i
 			continue
 		}
 		t.Columns = append(t.Columns, strings.Clone(name))
 	}
-	if at < 0 {
+	if at < 0 && label != "" {
 		return t, fmt.Errorf("1: there is no column %q; the columns are %s", label, listed(t.Columns))
 	}
 	if len(t.Columns) == 0 {
@@ -115,13 +115,12 @@ func read(r io.Reader, label string) (t Table, err error) {
 		if len(t.Rows) == mostRows || len(t.Rows)*len(t.Columns) > mostValues {
 			return t, fmt.Errorf("%d: more than %d rows or %d values are too many: take a sample", line, mostRows, mostValues)
 		}
-		switch v, err := strconv.ParseFloat(strings.TrimSpace(row[at]), 64); {
-		case err == nil && v == 0:
-			t.Labels = append(t.Labels, false)
-		case err == nil && v == 1:
-			t.Labels = append(t.Labels, true)
-		default:
-			return t, fmt.Errorf("%d: the label %s is %q, it must be 0 or 1", line, label, clip(row[at]))
+		if at >= 0 {
+			v, err := strconv.ParseFloat(strings.TrimSpace(row[at]), 64)
+			if err != nil || v != 0 && v != 1 {
+				return t, fmt.Errorf("%d: the label %s is %q, it must be 0 or 1", line, label, clip(row[at]))
+			}
+			t.Labels = append(t.Labels, v == 1)
 		}
 		values := make([]float64, 0, len(t.Columns))
 		for i, text := range row {

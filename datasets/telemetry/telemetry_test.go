@@ -237,3 +237,21 @@ func BenchmarkAppend(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+func TestASmallBlockIsRead(t *testing.T) {
+	set, err := Open(write(t, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	n := 0
+	for s, err := range set.Host(0) {
+		if err != nil || s.Values[0] != 0 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		n++
+	}
+	if n != 1 {
+		t.Errorf("%d samples", n)
+	}
+}

@@ -106,7 +106,7 @@ func Create(dir string, m Manifest) (*Writer, error) {
 	// All buffers together take some 150 MB at most.
 	w.rows = min(360, max(20, 40_000_000/(len(m.Hosts)*len(m.Series))))
 	for range runtime.GOMAXPROCS(0) {
-		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false))
+		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
 		if err != nil {
 			return nil, fmt.Errorf("telemetry: %w", err)
 		}

@@ -74,6 +74,7 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	root.AddCommand(a.serve(), a.agent(), a.configCommand(), a.cordon())
 	root.AddCommand(a.audit(), a.model(), a.metrics(), a.bench(), a.sample(), a.deadletter(), a.evaluate())
 	root.AddCommand(a.policy(), a.freeze(), a.execution())
+	root.AddCommand(a.train(), a.job(), a.incident(), a.replay())
 	root.AddCommand(a.dataset())
 	return root
 }

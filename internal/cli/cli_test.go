@@ -24,7 +24,7 @@ import (
 // run is the command line, in this process; what it prints is returned.
 func run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	root := newRoot("test")
 	var out bytes.Buffer

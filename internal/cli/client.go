@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // client asks a running control plane.
@@ -21,9 +22,13 @@ type client struct {
 	server, tokenFile string
 }
 
-// flags adds the flags that say where the control plane is.
-func (c *client) flags(cmd *cobra.Command) {
-	f := cmd.PersistentFlags()
+// flags adds the flags that say where the control plane is, to a command and those under it.
+func (c *client) flags(cmd *cobra.Command) { c.add(cmd.PersistentFlags()) }
+
+// localFlags adds them to the command alone.
+func (c *client) localFlags(cmd *cobra.Command) { c.add(cmd.Flags()) }
+
+func (c *client) add(f *pflag.FlagSet) {
 	f.StringVar(&c.server, "server", "http://127.0.0.1:8080", "`address` of the control plane")
 	f.StringVar(&c.tokenFile, "token-file", "", "`file` with the token, where the control plane asks for one (or TARDIGRADE_TOKEN)")
 }
@@ -31,11 +36,18 @@ func (c *client) flags(cmd *cobra.Command) {
 // longest is the largest answer that is read.
 const longest = 256 << 20
 
+// rawFile is a body that is no JSON.
+type rawFile []byte
+
 // do sends a request and decodes the answer into result, if that is not nil.
 func (c *client) do(ctx context.Context, method, path string, body, result any) error {
 	answer, err := c.send(ctx, method, path, body)
 	if err != nil || result == nil {
 		return err
+	}
+	if file, ok := result.(*rawFile); ok {
+		*file = answer
+		return nil
 	}
 	if err := json.Unmarshal(answer, result); err != nil {
 		return fmt.Errorf("the control plane's answer is not understood: %w", err)
@@ -50,7 +62,10 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 		return nil, usageError{fmt.Errorf("--server %q is not an http or https address", c.server)}
 	}
 	var data []byte
-	if body != nil {
+	kind := "application/json"
+	if file, ok := body.(rawFile); ok {
+		data, kind = file, "application/octet-stream"
+	} else if body != nil {
 		if data, err = json.Marshal(body); err != nil {
 			return nil, err
 		}
@@ -62,7 +77,7 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 		return nil, err
 	}
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", kind)
 	}
 	token := os.Getenv("TARDIGRADE_TOKEN")
 	if c.tokenFile != "" {

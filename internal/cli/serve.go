@@ -115,7 +115,7 @@ func (a *app) runServe(ctx context.Context, c config.Config, simulated bool, log
 	if serverTLS != nil {
 		l = tls.NewListener(l, serverTLS)
 	}
-	options := control.Options{Config: c, Dir: dir, Version: a.version, Demo: simulated, Log: log}
+	options := control.Options{Config: c, Dir: dir, Version: a.version, Demo: simulated, Trainer: trainingCommand, Log: log}
 	handedOver := make(chan fleet.HostID, 64)
 	if simulated {
 		options.Ended = func(e fleet.Execution) {

@@ -227,10 +227,41 @@ type Model struct {
 	// RetrainEvery is after how long what was learned is learned anew from what is normal
 	// by then; 0 is never.
 	RetrainEvery Duration `yaml:"retrain_every"`
+	// Jobs says whether a champion that has drifted or grown old starts a training
+	// ("automatic"), or is only reported ("manual", the default).
+	Jobs string `yaml:"jobs"`
+	// TrainRange is how much of the past such a training takes, and one that names no range.
+	TrainRange Duration `yaml:"train_range"`
+	// TrainMemoryMiB and TrainTimeout limit the process of a training.
+	TrainMemoryMiB int      `yaml:"train_memory_mib"`
+	TrainTimeout   Duration `yaml:"train_timeout"`
+	// Promote says who makes a shadow champion: a person ("manual", the default), or the rule
+	// below ("rule"), which also takes what was trained into shadow.
+	Promote string `yaml:"promote"`
+	// A shadow is promoted by rule after PromoteAfter and PromoteSamples scored samples, where
+	// it began at most PromoteAlarmRatio alarms for each of the champion's.
+	PromoteAfter      Duration `yaml:"promote_after"`
+	PromoteSamples    int64    `yaml:"promote_samples"`
+	PromoteAlarmRatio float64  `yaml:"promote_alarm_ratio"`
+	// Drift is when live data are too far from a champion's training data.
+	Drift Drift `yaml:"drift"`
 	// FalseAlarmsPerMonth is how many alarms a healthy host may give in 30 days.
 	FalseAlarmsPerMonth float64 `yaml:"false_alarms_per_month"`
 	// Horizon is the time ahead for which the failure probability is stated.
 	Horizon Duration `yaml:"horizon"`
+}
+
+// Drift are limits; see package drift.
+type Drift struct {
+	// PSI is the population stability index from which a series has shifted, and SeriesRatio
+	// the share of the series that must have, 0..1.
+	PSI         float64 `yaml:"psi"`
+	SeriesRatio float64 `yaml:"series_ratio"`
+	// Calibration is by how many powers of ten rare scores may come too often.
+	Calibration float64 `yaml:"calibration"`
+	// Samples is how many are needed to judge, and Window after how long they are counted anew.
+	Samples int      `yaml:"samples"`
+	Window  Duration `yaml:"window"`
 }
 
 // Duration is a time.Duration written as "90s", "5m" or "720h" in the file.
@@ -270,7 +301,11 @@ func Default() Config {
 			Migrate: Migrate{Parallel: 2, AutoConverge: true, Downtime: Duration(100 * time.Millisecond)},
 			Reset:   Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
-		Model:  Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour), FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
+		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour),
+			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
+			Promote: "manual", PromoteAfter: Duration(24 * time.Hour), PromoteSamples: 10_000, PromoteAlarmRatio: 1,
+			Drift:               Drift{PSI: 0.25, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
+			FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: DefaultPolicy(),
 	}
 }
@@ -419,6 +454,21 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Model.RetrainEvery.D(); d != 0 && d < time.Hour {
 		bad("model.retrain_every: %v is too often: at least 1h, or 0 for never", d)
+	}
+	if c.Model.Jobs != "manual" && c.Model.Jobs != "automatic" {
+		bad("model.jobs: %q is not manual or automatic", c.Model.Jobs)
+	}
+	if c.Model.Promote != "manual" && c.Model.Promote != "rule" {
+		bad("model.promote: %q is not manual or rule", c.Model.Promote)
+	}
+	if m := c.Model; m.TrainRange.D() < 10*time.Minute || m.TrainTimeout.D() < time.Second || m.TrainMemoryMiB < 64 || m.TrainMemoryMiB > 1<<20 {
+		bad("model.train_range, train_timeout and train_memory_mib must be at least 10m, 1s and 64")
+	}
+	if m := c.Model; m.PromoteSamples < 1 || !(m.PromoteAlarmRatio >= 0) {
+		bad("model.promote_samples and promote_alarm_ratio must be at least 1 and 0")
+	}
+	if d := c.Model.Drift; !(d.PSI > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
+		bad("model.drift: psi and calibration must be over 0, series_ratio in 0..1, samples at least 1 and window at least 1m")
 	}
 	if c.Model.FalseAlarmsPerMonth <= 0 {
 		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)

@@ -15,7 +15,7 @@ import (
 func TestTheStrongDetectorTakesOver(t *testing.T) {
 	cfg := config.Default().Model
 	cfg.Learn, cfg.LearnFully = config.Duration(time.Minute), config.Duration(5*time.Minute)
-	made := newDetectors(cfg, time.Second)
+	made := newDetectors(cfg, time.Second, newRoster(cfg, time.Second))
 	begin := func() *predictor.Predictor {
 		p, err := predictor.New("h1", predictor.Config{NewDetector: made.new(cfg.Learn.D()), Model: detectorName,
 			FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})

@@ -18,6 +18,8 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -29,6 +31,8 @@ type Options struct {
 	// Demo keeps simulated hosts in the inventory; otherwise those of an earlier
 	// demonstration are forgotten.
 	Demo bool
+	// Trainer are the arguments with which this program trains a model (see package jobs).
+	Trainer []string
 	// Ended, if not nil, is told of each execution that ends. It must not block.
 	Ended func(fleet.Execution)
 	// OnWrite is for tests; see [bus.Options].
@@ -51,9 +55,19 @@ type Plane struct {
 	predictions *predictions
 	models      models
 	detectors   *detectors
-	recommender *recommender
-	policies    *policies
-	freezes     *bus.Table[fleet.Freeze]
+	roster      *roster
+	registry    *registry.Registry
+	// registryFiles has the files of the registry.
+	registryFiles *bus.Objects
+	reload        chan registry.Kind
+	jobs          *jobs.Queue
+	jobsDir       string
+	trainer       []string
+	asked         map[string]time.Time // for what a training was asked, by liveModels alone
+	incidents     *bus.Table[fleet.Incident]
+	recommender   *recommender
+	policies      *policies
+	freezes       *bus.Table[fleet.Freeze]
 	// surroundings is what the guard decides on.
 	surroundings surroundings
 	executions   *bus.Table[executor.Record]
@@ -98,7 +112,10 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		return err
 	}
 	p.models = models{modelsDir, p.log}
-	p.detectors = newDetectors(p.cfg.Model, p.cfg.Agent.Interval.D())
+	interval := p.cfg.Agent.Interval.D()
+	p.roster = newRoster(p.cfg.Model, interval)
+	p.detectors = newDetectors(p.cfg.Model, interval, p.roster)
+	p.reload, p.asked, p.trainer = make(chan registry.Kind, 1), make(map[string]time.Time), o.Trainer
 	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -172,6 +189,12 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		return err
 	}
 	p.recommender.execute = execute(p.coordinator)
+	p.predictions.roster, p.predictions.rebooted = p.roster, p.rebooted
+	for _, open := range []func(context.Context) error{p.openIncidents, p.openModels, p.openJobs} {
+		if err := open(ctx); err != nil {
+			return err
+		}
+	}
 	return p.openHistory()
 }
 
@@ -216,6 +239,9 @@ func (p *Plane) Run(ctx context.Context) error {
 	})
 	part("predictions", func(ctx context.Context) error { p.predictions.run(ctx); return nil })
 	part("models", func(ctx context.Context) error { p.saveModels(ctx); return nil })
+	part("registry", func(ctx context.Context) error { p.followModels(ctx); return nil })
+	part("life of models", func(ctx context.Context) error { p.liveModels(ctx); return nil })
+	part("jobs", p.jobs.Run)
 	part("samples", func(ctx context.Context) error {
 		return p.bus.Samples(ctx, time.Now().Add(-p.relearn()), func(s fleet.Sample) { p.predictions.offer(ctx, s) })
 	})
@@ -278,6 +304,7 @@ func (p *Plane) executed(ctx context.Context, e fleet.Execution) {
 	}
 	p.recommender.finished(ctx, e)
 	p.cordons.ended(ctx, e)
+	p.labelOutcome(ctx, e)
 	if p.ended != nil {
 		p.ended(e)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,9 +34,17 @@ type world struct {
 	label fleet.Host
 	host  *sim.Host
 
+	// names and moving, where set, are the series of the host and the values of those that
+	// are not its service's; boot is atomic.
+	names  []string
+	moving func() []float64
+	boot   atomic.Pointer[string]
+
 	plane *Plane
 	stop  func()
 }
+
+func (w *world) setBoot(boot string) { w.boot.Store(&boot) }
 
 func newWorld(t *testing.T) *world {
 	t.Parallel()
@@ -56,7 +65,7 @@ func (w *world) up() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	plane, err := Open(w.t.Context(), Options{Config: w.cfg, Dir: dir, Version: "test", Demo: w.demo, Log: quiet})
+	plane, err := Open(w.t.Context(), Options{Config: w.cfg, Dir: dir, Version: "test", Demo: w.demo, Trainer: []string{"training"}, Log: quiet})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -109,7 +118,14 @@ func (w *world) sample(ctx context.Context) (fleet.Sample, error) {
 	if w.host.Healthy(ctx)[unit] {
 		healthy = 1
 	}
-	return fleet.Sample{Host: w.label.ID, Time: time.Now().UTC(), Boot: "b", Simulated: w.label.Simulated, Schema: schema, Values: []float64{0.5, 1, healthy}}, nil
+	out := fleet.Sample{Host: w.label.ID, Time: time.Now().UTC(), Boot: "b", Simulated: w.label.Simulated, Schema: schema, Values: []float64{0.5, 1, healthy}}
+	if boot := w.boot.Load(); boot != nil {
+		out.Boot = *boot
+	}
+	if w.moving != nil {
+		out.Schema, out.Values = fleet.NewSchema(w.names), append(w.moving(), 1, healthy)
+	}
+	return out, nil
 }
 
 func await[T any](w *world, what string, f func() (T, bool)) T {

@@ -20,6 +20,10 @@ type predictions struct {
 	make    func(fleet.HostID, bool) (*predictor.Predictor, error)
 	decided func(context.Context, *fleet.Sample, fleet.Prediction)
 	failed  func(fleet.HostID, error)
+	// roster has the models of the registry, and rebooted is told of a host's first sample of
+	// another boot, with the time of the last one before.
+	roster   *roster
+	rebooted func(context.Context, time.Time, *fleet.Sample)
 
 	seed  maphash.Seed
 	lanes []chan fleet.Sample
@@ -34,6 +38,9 @@ type hostState struct {
 	sample     fleet.Sample
 	prediction fleet.Prediction
 	refused    int
+	forecast   *forecast
+	boot       string
+	last       time.Time
 }
 
 func newPredictions(make_ func(fleet.HostID, bool) (*predictor.Predictor, error),
@@ -83,9 +90,18 @@ func (p *predictions) score(ctx context.Context, s fleet.Sample) {
 			p.failed(s.Host, err)
 			return
 		}
-		h.predictor = made
+		h.predictor, h.forecast = made, newForecast()
+	}
+	if before := h.last; h.boot != "" && h.boot != s.Boot && s.Time.After(before) {
+		defer func() { p.rebooted(ctx, before, &s) }() // after the host's lock is given back
+	}
+	if s.Time.After(h.last) {
+		h.boot, h.last = s.Boot, s.Time
 	}
 	out, err := h.predictor.Observe(&s)
+	if err == nil {
+		h.forecast.improve(p.roster, &s, &out)
+	}
 	if errors.Is(err, predictor.ErrKnown) {
 		h.mu.Unlock()
 		return
@@ -149,6 +165,7 @@ func (p *predictions) recovered(id fleet.HostID) {
 	defer h.mu.Unlock()
 	if h.predictor != nil {
 		h.predictor.Recovered()
+		h.forecast.features.Recovered()
 	}
 }
 

@@ -190,6 +190,9 @@ func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string
 	if why := p.policies.degraded(); why != "" {
 		degraded["policy"] = why
 	}
+	if why := p.roster.troubles(); why != "" {
+		degraded["models"] = why
+	}
 	if p.ingest != nil {
 		if err := p.ingest.err(); err != nil {
 			degraded["influx"] = err.Error()

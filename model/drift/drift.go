@@ -141,6 +141,9 @@ func (w *Window) Add(x []float64) {
 	}
 }
 
+// Reset empties it.
+func (w *Window) Reset() { *w = *NewWindow(w.ref) }
+
 // Samples is how many were added.
 func (w *Window) Samples() int { return int(w.n) }
 

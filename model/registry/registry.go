@@ -167,7 +167,7 @@ func (l *Ledger) rollback(c Change) error {
 }
 
 const (
-	mostVersions = 64 // of a kind; the oldest retired ones go first
+	mostVersions = 40 // of a kind; the oldest retired ones go first
 	mostReigns   = 16
 )
 

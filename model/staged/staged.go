@@ -36,6 +36,8 @@ type Config struct {
 	Strong int
 	// Again is after how many samples the strong detector is learned anew; 0 is never.
 	Again int
+	// Interval is the time between samples, where it is known.
+	Interval time.Duration
 	// Slots, where it is not nil, limits how many detectors learn at once.
 	Slots *Slots
 }
@@ -200,7 +202,7 @@ func (d *Detector) Observe(at time.Time, x []float64) Result {
 	if d.chosen == nil {
 		d.keep(x)
 		if learned == 1 && len(d.kept) >= min(d.cfg.Learn, mostKept)*len(d.wide) {
-			d.choose()
+			d.choose(at)
 		}
 		return d.last
 	}
@@ -233,7 +235,7 @@ func (d *Detector) keep(x []float64) {
 }
 
 // choose ends the first stage.
-func (d *Detector) choose() {
+func (d *Detector) choose(now time.Time) {
 	w := len(d.wide)
 	rows := 0
 	if w > 0 {
@@ -254,15 +256,15 @@ func (d *Detector) choose() {
 		return
 	}
 	// What was kept teaches too.
-	at := make(map[int]int, w)
+	place := make(map[int]int, w)
 	for i, c := range wide {
-		at[c] = i
+		place[c] = i
 	}
 	for r := range rows {
 		for i, c := range d.chosen {
-			d.x[i] = float64(kept[r*w+at[c]])
+			d.x[i] = float64(kept[r*w+place[c]])
 		}
-		d.lesson(time.Time{})
+		d.lesson(now.Add(time.Duration(r-rows+1) * d.cfg.Interval))
 		if d.next == nil {
 			return
 		}
@@ -290,7 +292,7 @@ func (d *Detector) begin() bool {
 	if !d.cfg.Slots.take(d) {
 		return false
 	}
-	next, err := anomaly.New(len(d.chosen), anomaly.Config{Learn: d.cfg.Strong})
+	next, err := anomaly.New(len(d.chosen), anomaly.Config{Learn: d.cfg.Strong, Interval: d.cfg.Interval})
 	if err != nil {
 		d.cfg.Slots.give(d)
 		return false

@@ -129,7 +129,7 @@ func (d *Detector) decode(b []byte) (*Detector, error) {
 		if part.state == nil {
 			continue
 		}
-		if *part.to, err = anomaly.New(len(n.chosen), anomaly.Config{Learn: max(d.cfg.Strong, 64)}); err != nil {
+		if *part.to, err = anomaly.New(len(n.chosen), anomaly.Config{Learn: max(d.cfg.Strong, 64), Interval: d.cfg.Interval}); err != nil {
 			return nil, err
 		}
 		if err := (*part.to).UnmarshalBinary(part.state); err != nil {

@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tardigrade-recovery/tardigrade/collector/influx"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/control"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/history"
+)
+
+func (a *app) replay() *cobra.Command {
+	var p past
+	var models []string
+	var incidents string
+	var asJSON bool
+	var c client
+	r := control.Replay{}
+	cmd := &cobra.Command{
+		Use: "replay", Short: "Run a model and a policy over the past, and list what they would have recommended",
+		Long: `Run a model and a policy over the past: what they would have recommended, on whom, when and at what
+cost, against what happened. Nothing is done to any host, and the same past gives the same answer.
+
+The past is a directory of telemetry (--data) or the InfluxDB of the configuration (--influx). What
+happened is what the directory knows itself, and the incidents of --incidents FILE.
+
+Without --model each host is learned from its own begin, as serve does it; --model takes a file, or
+a version of the control plane's registry (--server), one of each kind at most. The policy is that of
+serve ('expected', expected VM-seconds of interruption), or 'static': always the first phase that the
+host can do.
+
+One line for each recommendation, by time, and a last one with the sums.`,
+		Example: `  tardigrade replay --data fleet --model failure.model
+  tardigrade replay --influx --from -24h --to now --step 10s --incidents incidents.jsonl
+  tardigrade replay --influx --from -72h --model anomaly-0123456789ab --policy static --json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if r.Config, err = config.Load(a.configFile); err != nil {
+				return err
+			}
+			if r.Policy != "expected" && r.Policy != "static" {
+				return usageError{fmt.Errorf("--policy %q is not expected or static", r.Policy)}
+			}
+			if (p.data == "") == !p.influx {
+				return usageError{errors.New("name the past: --data DIR or --influx")}
+			}
+			if p.influx {
+				db, err := p.database(r.Config)
+				if err != nil {
+					return err
+				}
+				r.Source, err = history.FromInflux(cmd.Context(), history.Influx{
+					Config: influx.Config{URL: db.URL, Org: db.Org, Bucket: db.Bucket, Token: db.Token, Timeout: 2 * time.Minute},
+					From:   db.From, To: db.To, Window: p.step, Only: db.Hosts,
+				})
+				if err != nil {
+					return err
+				}
+			} else {
+				from, to, err := p.bounds()
+				if err != nil {
+					return err
+				}
+				if r.Source, err = history.Directory(p.data, from, to); err != nil {
+					return err
+				}
+			}
+			defer r.Source.Close()
+			if incidents != "" {
+				if r.Incidents, err = readIncidents(incidents); err != nil {
+					return err
+				}
+			}
+			for _, m := range models {
+				file, err := os.ReadFile(m)
+				if errors.Is(err, os.ErrNotExist) && isVersion(m) && !isFile(m) {
+					err = c.do(cmd.Context(), http.MethodGet, "/api/v1/models/"+url.PathEscape(m)+"/file", nil, (*rawFile)(&file))
+				}
+				if err != nil {
+					return fmt.Errorf("--model: %w", err)
+				}
+				r.Models = append(r.Models, file)
+			}
+			r.Actions = []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}
+			if isTerminal(os.Stderr) {
+				r.Progress = func(done, of int) { fmt.Fprintf(os.Stderr, "\r\033[K%d of %d hosts", done, of) }
+				defer fmt.Fprint(os.Stderr, "\r\033[K")
+			}
+			all, sum, err := r.Run(cmd.Context())
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if asJSON || !isTerminalWriter(out) {
+				if err := eachLine(out, all); err != nil {
+					return err
+				}
+				return json.NewEncoder(out).Encode(sum)
+			}
+			t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+			fmt.Fprintln(t, "TIME\tHOST\tACTION\tSIGNATURE\tP\tCOST\tNOTHING\tWHAT HAPPENED")
+			for _, x := range all {
+				what := "nothing"
+				if x.Incident != "" {
+					what = x.Incident
+				}
+				if x.LeadSeconds != nil {
+					what += fmt.Sprintf(", failed %v later", time.Duration(*x.LeadSeconds*float64(time.Second)).Round(time.Second))
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.1f\t%.1f\t%s\n", x.Time.Format(time.DateTime), x.Host, x.Action, x.Signature, x.FailureProbability, x.CostVMSeconds, x.CostOfNothing, what)
+			}
+			if err := t.Flush(); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations, %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead; signature right in %d\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
+				sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), sum.Recommendations, sum.True, sum.False, sum.FalsePerHostDay,
+				sum.Incidents, sum.Seen, sum.Failures, sum.Foreseen, time.Duration(sum.MedianLeadSeconds*float64(time.Second)).Round(time.Second), sum.SignatureRight, sum.CostVMSeconds, sum.CrashVMSeconds)
+			return err
+		},
+	}
+	p.add(cmd, "go over")
+	c.localFlags(cmd)
+	f := cmd.Flags()
+	f.StringSliceVar(&models, "model", nil, "a model `file` or version; may be given twice, for each kind")
+	f.StringVar(&r.Policy, "policy", "expected", "expected or static")
+	f.StringVar(&incidents, "incidents", "", "`file` of incidents, a JSON object a line")
+	f.IntVar(&r.VMs, "vms", 1, "how many VMs a host has, where the past does not say")
+	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
+	return cmd
+}

@@ -1,0 +1,274 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
+	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
+	"github.com/tardigrade-recovery/tardigrade/model/drift"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
+)
+
+// TestMain is also the process of a training.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "training" {
+		if err := jobs.Serve(context.Background(), os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+var modelSeries = []string{"load_1m", "cpu_busy_ratio"}
+
+// lively lets the host of a world have series that move.
+func (w *world) lively() {
+	r := rand.New(rand.NewPCG(1, 2))
+	w.names = append(slices.Clone(modelSeries), fleet.SeriesName("unit_active", unit), fleet.SeriesName("unit_healthy", unit))
+	w.moving = func() []float64 { return []float64{2 + 0.1*r.NormFloat64(), 0.3 + 0.02*r.NormFloat64()} }
+}
+
+// trained is a model file of two series around a mean.
+func trained(t *testing.T, series []string, load float64) []byte {
+	t.Helper()
+	r := rand.New(rand.NewPCG(3, 4))
+	rows := make([][]float64, 400)
+	for i := range rows {
+		rows[i] = []float64{load + 0.1*r.NormFloat64(), 0.3 + 0.02*r.NormFloat64()}
+	}
+	d, err := anomaly.New(2, anomaly.Config{Learn: 400})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Fit(rows); err != nil {
+		t.Fatal(err)
+	}
+	state, err := d.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := registry.Encode(registry.Header{Kind: registry.KindAnomaly, Trained: time.Now().UTC(), Source: "test", Series: series, Code: "test", Metrics: map[string]float64{},
+		Reference: drift.NewReference(series, len(rows), func(r, c int) float64 { return rows[r][c] })}, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func (w *world) imports(file []byte) api.Model {
+	w.t.Helper()
+	m, err := w.plane.ImportModel(w.t.Context(), file, "ann", "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return m
+}
+
+func (w *world) promoted(id string, straight bool) {
+	w.t.Helper()
+	if _, err := w.plane.PromoteModel(w.t.Context(), id, straight, "ann", ""); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// scoredBy waits until a model scores the host.
+func (w *world) scoredBy(model string) {
+	w.t.Helper()
+	await(w, "the host is scored by "+model, func() (any, bool) {
+		h, err := w.plane.Host(w.t.Context(), w.label.ID)
+		return nil, err == nil && h.Prediction != nil && h.Prediction.Model == model
+	})
+}
+
+// A model is imported, tried in shadow, made champion, survives a restart, and is rolled
+// back; what is damaged or of another catalogue is refused, and the champion goes on.
+func TestTheLifeOfAModel(t *testing.T) {
+	w := newWorld(t)
+	w.lively()
+	w.up()
+	w.learned()
+	a, b := w.imports(trained(t, modelSeries, 2)), w.imports(trained(t, modelSeries, 2.01))
+	w.promoted(a.ID, true)
+	w.scoredBy(a.ID)
+	w.promoted(b.ID, false)
+	c := await(w, "the shadow is compared", func() (api.Comparison, bool) {
+		all, _ := w.plane.Comparisons(t.Context())
+		if len(all) == 0 {
+			return api.Comparison{}, false
+		}
+		return all[0], all[0].Samples >= 20
+	})
+	if c.Shadow != b.ID || c.Champion != a.ID || c.Hosts != 1 || c.Promotable || c.Why == "" {
+		t.Errorf("%+v", c)
+	}
+	whole := trained(t, modelSeries, 3)
+	for name, file := range map[string][]byte{
+		"damaged":           append(bytes.Clone(whole[:len(whole)-1]), whole[len(whole)-1]^1),
+		"another catalogue": trained(t, []string{"load_1m", "phlogiston_ratio"}, 2),
+		"another schema":    trained(t, []string{"load_1m", "cpu_busy_ratio"}[:1:1], 2),
+		"no model":          []byte("hello"),
+	} {
+		if m, err := w.plane.ImportModel(t.Context(), file, "ann", ""); !errors.Is(err, api.ErrInvalid) {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+	}
+	w.promoted(b.ID, false)
+	w.scoredBy(b.ID)
+	w.down()
+	w.up()
+	w.scoredBy(b.ID)
+	if m, err := w.plane.RollbackModel(t.Context(), "anomaly", "ann", "worse"); err != nil || m.ID != a.ID {
+		t.Errorf("%+v, %v", m, err)
+	}
+	w.scoredBy(a.ID)
+	if _, err := w.plane.RollbackModel(t.Context(), "anomaly", "ann", ""); !errors.Is(err, api.ErrConflict) {
+		t.Errorf("rolled back to nothing: %v", err)
+	}
+	// The champion's file is damaged on disk: what is in use goes on, and it is said.
+	if err := w.plane.registryFiles.Put(t.Context(), b.ID, []byte("nonsense")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.plane.PromoteModel(t.Context(), b.ID, true, "ann", ""); err == nil {
+		t.Error("a damaged version was promoted")
+	}
+	w.scoredBy(a.ID)
+	if err := w.plane.registryFiles.Put(t.Context(), a.ID, []byte("nonsense")); err != nil {
+		t.Fatal(err)
+	}
+	w.down()
+	w.up()
+	if _, degraded := w.plane.NotReady(t.Context()); !strings.Contains(degraded["models"], a.ID) {
+		t.Errorf("a damaged champion is not said: %v", degraded)
+	}
+	w.scoredBy(plainName)
+	all, err := w.plane.Models(t.Context())
+	if err != nil || len(all) != 2 {
+		t.Errorf("%d models, %v", len(all), err)
+	}
+	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A training reads the stream, in a process of its own, and its model is a candidate.
+func TestATrainingFromTheStream(t *testing.T) {
+	w := newWorld(t)
+	w.lively()
+	w.cfg.Agent.Interval = config.Duration(5 * time.Millisecond)
+	w.up()
+	w.learned()
+	await(w, "a few seconds of samples", func() (any, bool) {
+		h, err := w.plane.Host(t.Context(), w.label.ID)
+		return nil, err == nil && h.LastSeen.Sub(h.FirstSeen) > 3*time.Second
+	})
+	j, err := w.plane.Train(t.Context(), api.Training{Kind: "anomaly", StepS: 0.01}, "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := func() api.Job {
+		t.Helper()
+		return await(w, "the end of the training", func() (api.Job, bool) {
+			j, err := w.plane.Job(t.Context(), j.ID)
+			return j, err == nil && !j.Ended.IsZero()
+		})
+	}
+	if j = end(); j.State != "succeeded" || j.Model == "" {
+		t.Fatalf("%+v", j)
+	}
+	m, err := w.plane.Model(t.Context(), j.Model)
+	if err != nil || m.State != "candidate" || m.Hosts != 1 || m.Rows < 200 || !slices.Contains(m.Series, "load_1m") {
+		t.Errorf("%+v, %v", m, err)
+	}
+	w.promoted(m.ID, true)
+	w.scoredBy(m.ID)
+	// One that cannot succeed says why, and the champion goes on.
+	if j, err = w.plane.Train(t.Context(), api.Training{Kind: "failure"}, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if j = end(); j.State != "failed" || !strings.Contains(j.Error, "learned") {
+		t.Errorf("%+v", j)
+	}
+	w.scoredBy(m.ID)
+}
+
+func TestLabels(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.Mode = "automatic"
+	w.up()
+	w.learned()
+	now := time.Now().UTC()
+	if _, err := w.plane.AddIncident(t.Context(), fleet.Incident{Host: "nobody", From: now, To: now, Signature: fleet.SignatureDisk}, "ann"); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	mine, err := w.plane.AddIncident(t.Context(), fleet.Incident{Host: "h1", From: now.Add(-time.Hour), To: now, Failed: true, Signature: fleet.SignatureDisk, Source: fleet.IncidentPerson}, "ann")
+	if err != nil || mine.By != "ann" || mine.ID == "" {
+		t.Fatalf("%+v, %v", mine, err)
+	}
+	w.host.Hang(unit)
+	w.recommended(fleet.RecommendationDone)
+	find := func(s fleet.IncidentSource) fleet.Incident {
+		t.Helper()
+		return await(w, "an incident from "+string(s), func() (fleet.Incident, bool) {
+			all, _ := w.plane.Incidents(t.Context())
+			i := slices.IndexFunc(all, func(i fleet.Incident) bool { return i.Source == s })
+			if i < 0 {
+				return fleet.Incident{}, false
+			}
+			return all[i], true
+		})
+	}
+	if i := find(fleet.IncidentExecution); i.Host != "h1" || i.Failed || i.Signature != fleet.SignatureServiceHang || i.Execution == "" || !i.To.After(i.From) {
+		t.Errorf("%+v", i)
+	}
+	w.setBoot("another")
+	if i := find(fleet.IncidentCrash); i.Host != "h1" || !i.Failed || i.From.After(i.To) {
+		t.Errorf("%+v", i)
+	}
+	w.down()
+	w.up()
+	if all, err := w.plane.Incidents(t.Context()); err != nil || len(all) != 3 {
+		t.Errorf("after a restart %d incidents: %+v, %v", len(all), all, err)
+	}
+}
+
+// Live data that are far from what the champion was trained on ask for a training.
+func TestDriftAsksForATraining(t *testing.T) {
+	w := newWorld(t)
+	w.lively()
+	w.cfg.Model.Jobs = "automatic"
+	w.cfg.Model.Drift.Samples = 20
+	w.up()
+	m := w.imports(trained(t, modelSeries, 40))
+	w.promoted(m.ID, true)
+	w.scoredBy(m.ID)
+	d := await(w, "drift", func() (api.Drift, bool) {
+		all, _ := w.plane.Drifts(t.Context())
+		if len(all) == 0 {
+			return api.Drift{}, false
+		}
+		return all[0], all[0].Drifted
+	})
+	if d.Model != m.ID || d.Worst[0].Series != "load_1m" || d.Why == "" {
+		t.Errorf("%+v", d)
+	}
+	w.plane.lookAtModels(t.Context(), time.Now())
+	w.plane.lookAtModels(t.Context(), time.Now())
+	all, err := w.plane.Jobs(t.Context())
+	if err != nil || len(all) != 1 || all[0].By != "model:"+m.ID || !strings.Contains(all[0].Why, "drift") {
+		t.Errorf("%+v, %v", all, err)
+	}
+}

@@ -1,0 +1,281 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	past "github.com/tardigrade-recovery/tardigrade/internal/history"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// Replay says what to run over the past.
+type Replay struct {
+	Source past.Source
+	// Incidents are what happened, beside what the source itself knows.
+	Incidents []fleet.Incident
+	// Models are files of the registry, at most one of each kind, that score as champions;
+	// without an anomaly model each host is learned from its own begin.
+	Models [][]byte
+	Config config.Config
+	// Policy is "expected", the one of serve, or "static": always the first phase that the
+	// host can do.
+	Policy string
+	// Actions are what hosts could have done, and VMs how many they had where the source
+	// does not say.
+	Actions []fleet.Action
+	VMs     int
+	// Interval is the time between samples, where the source does not say.
+	Interval time.Duration
+	// Progress, where it is not nil, is told how many of how many hosts are done.
+	Progress func(done, of int)
+}
+
+// Replayed is a recommendation that would have been made.
+type Replayed struct {
+	Host fleet.HostID `json:"host"`
+	Time time.Time    `json:"time"`
+	// Until is when the evidence was gone, or pointed elsewhere.
+	Until              time.Time       `json:"until"`
+	Action             fleet.Action    `json:"action"`
+	Signature          fleet.Signature `json:"signature"`
+	Culprit            string          `json:"culprit,omitempty"`
+	FailureProbability float64         `json:"failure_probability"`
+	AnomalyScore       float64         `json:"anomaly_score"`
+	CostVMSeconds      float64         `json:"cost_vm_s"`
+	CostOfNothing      float64         `json:"cost_of_nothing_vm_s"`
+	Model              string          `json:"model"`
+	Policy             string          `json:"policy"`
+	Reason             string          `json:"reason"`
+	// Incident is what it was about, "" where nothing happened: a false one.
+	Incident string `json:"incident,omitempty"`
+	// LeadSeconds is how long before the host failed it came; negative after that; absent
+	// where the incident was no failure, or there was none.
+	LeadSeconds    *float64 `json:"lead_s,omitempty"`
+	SignatureRight *bool    `json:"signature_right,omitempty"`
+}
+
+// ReplaySummary is what a replay comes to.
+type ReplaySummary struct {
+	Hosts   int       `json:"hosts"`
+	Samples int       `json:"samples"`
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"`
+	// Recommendations are all, True those about an incident, False the others.
+	Recommendations int     `json:"recommendations"`
+	True            int     `json:"true"`
+	False           int     `json:"false"`
+	FalsePerHostDay float64 `json:"false_per_host_day"`
+	// Incidents are what happened; Failures those in which a host failed its VMs, of which
+	// Foreseen were recommended to act on before that, MedianLeadSeconds ahead.
+	Incidents         int     `json:"incidents"`
+	Seen              int     `json:"seen"`
+	Failures          int     `json:"failures"`
+	Foreseen          int     `json:"foreseen"`
+	MedianLeadSeconds float64 `json:"median_lead_s"`
+	SignatureRight    int     `json:"signature_right"`
+	// CostVMSeconds is what was recommended was expected to cost, and CrashVMSeconds what the
+	// failures cost at the configured price of a crash.
+	CostVMSeconds  float64 `json:"cost_vm_s"`
+	CrashVMSeconds float64 `json:"crash_vm_s"`
+	// Missed are the incidents that nothing was recommended about.
+	Missed []fleet.Incident `json:"missed"`
+}
+
+// Run goes over the past and returns what would have been recommended, by time. The same
+// past and options give the same answer.
+func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
+	var sum ReplaySummary
+	hosts, err := r.Source.Hosts(ctx)
+	if err != nil {
+		return nil, sum, err
+	}
+	if len(hosts) == 0 {
+		return nil, sum, past.ErrNoHosts
+	}
+	own, err := r.Source.Incidents()
+	if err != nil {
+		return nil, sum, err
+	}
+	all := append(own, r.Incidents...)
+	interval := cmp.Or(r.Source.Step(), r.Interval, r.Config.Agent.Interval.D())
+	made := newDetectors(r.Config.Model, interval, newRoster(r.Config.Model, interval))
+	for _, file := range r.Models {
+		h, state, err := registry.Decode(file)
+		if err == nil {
+			err = usableModel(h, state)
+		}
+		if err != nil {
+			return nil, sum, err
+		}
+		m, err := newSeated(registry.Version{ID: registry.ID(h.Kind, file), Header: h}, h, state)
+		if err != nil {
+			return nil, sum, err
+		}
+		made.roster.seat(h.Kind, registry.Champion, m)
+	}
+	var out []Replayed
+	vms := make(map[fleet.HostID]int)
+	for i, host := range hosts {
+		if host.VMs == 0 {
+			host.VMs = max(r.VMs, 1)
+		}
+		vms[host.ID] = host.VMs
+		found, err := r.host(ctx, host, made, interval, &sum)
+		if err != nil {
+			return nil, sum, err
+		}
+		out = append(out, found...)
+		if r.Progress != nil {
+			r.Progress(i+1, len(hosts))
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Replayed) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Host, b.Host)) })
+	sum.Hosts = len(hosts)
+	r.judge(out, past.Within(all, sum.From, sum.To.Add(1)), vms, &sum)
+	return out, sum, nil
+}
+
+// host goes over the past of one host.
+func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval time.Duration, sum *ReplaySummary) ([]Replayed, error) {
+	learn := r.Config.Model.Learn.D()
+	p, err := predictor.New(h.ID, predictor.Config{
+		NewDetector: made.new(learn), Model: detectorName,
+		FalseAlarms: r.Config.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: r.Config.Model.Horizon.D(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	view := fleet.Host{ID: h.ID, FaultDomain: h.FaultDomain, Actions: r.Actions}
+	for i := range h.VMs {
+		view.VMs = append(view.VMs, fleet.VM{ID: fmt.Sprint(i), State: "running"})
+	}
+	costs := predictor.Costs{CrashSeconds: r.Config.Policy.CrashSeconds, HandOverSeconds: r.Config.Policy.HandOverSeconds}
+	ahead := newForecast()
+	var out []Replayed
+	open := false
+	var last time.Time
+	for s, err := range r.Source.Samples(ctx, h.ID) {
+		if err != nil {
+			return nil, err
+		}
+		sum.Samples++
+		if sum.From.IsZero() || s.Time.Before(sum.From) {
+			sum.From = s.Time
+		}
+		if s.Time.After(sum.To) {
+			sum.To = s.Time
+		}
+		prediction, err := p.Observe(&s)
+		if err != nil {
+			continue // as live: what is not newer than the last one is refused
+		}
+		ahead.improve(made.roster, &s, &prediction)
+		last = s.Time
+		d := r.decide(prediction, view, costs)
+		if open {
+			now := &out[len(out)-1]
+			if prediction.Anomalous && (d.Action == now.Action || d.Action == fleet.ActionNone) {
+				continue
+			}
+			now.Until, open = s.Time, false
+		}
+		if d.Action == fleet.ActionNone {
+			continue
+		}
+		out = append(out, Replayed{
+			Host: h.ID, Time: s.Time, Action: d.Action, Signature: prediction.Signature, Culprit: prediction.Culprit, FailureProbability: prediction.FailureProbability,
+			AnomalyScore: prediction.AnomalyScore, CostVMSeconds: d.CostVMSeconds, CostOfNothing: d.Alternatives[0].CostVMSeconds,
+			Model: prediction.Model, Policy: r.Policy, Reason: d.Reason,
+		})
+		open = true
+	}
+	if open {
+		out[len(out)-1].Until = last
+	}
+	return out, nil
+}
+
+// decide asks the policy. Nothing was done in the past, so nothing was tried.
+func (r Replay) decide(p fleet.Prediction, h fleet.Host, c predictor.Costs) predictor.Decision {
+	d := predictor.Decide(p, h, c, nil)
+	if r.Policy != "static" || d.Action == fleet.ActionNone {
+		return d
+	}
+	for _, a := range d.Alternatives[1:] {
+		if a.Available {
+			d.Action, d.CostVMSeconds = a.Action, a.CostVMSeconds
+			d.Reason = "the first phase that the host can do: " + a.Why
+			break
+		}
+	}
+	return d
+}
+
+// judge compares what would have been recommended with what happened. A recommendation is
+// about an incident of its host if it comes between when the fault could be seen (a horizon
+// before the failure where nobody knows) and its end.
+func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.HostID]int, sum *ReplaySummary) {
+	sum.Recommendations, sum.Incidents, sum.Missed = len(all), len(incidents), []fleet.Incident{}
+	seen, foreseen := make(map[string]bool), make(map[string]float64)
+	for i := range all {
+		rec := &all[i]
+		sum.CostVMSeconds += rec.CostVMSeconds
+		for _, in := range incidents {
+			begin := in.Seen
+			if begin.IsZero() {
+				begin = in.From.Add(-r.Config.Model.Horizon.D())
+			}
+			if in.Host != rec.Host || rec.Until.Before(begin) || rec.Time.After(in.To.Add(time.Minute)) {
+				continue
+			}
+			rec.Incident = in.ID
+			right := rec.Signature == in.Signature
+			rec.SignatureRight = &right
+			seen[in.ID] = true
+			if in.Failed {
+				lead := in.From.Sub(rec.Time).Seconds()
+				rec.LeadSeconds = &lead
+				if best, ok := foreseen[in.ID]; lead > 0 && (!ok || lead > best) {
+					foreseen[in.ID] = lead
+				}
+			}
+			break
+		}
+		if rec.Incident == "" {
+			sum.False++
+			continue
+		}
+		sum.True++
+		if *rec.SignatureRight {
+			sum.SignatureRight++
+		}
+	}
+	for _, in := range incidents {
+		if in.Failed {
+			sum.Failures++
+			sum.CrashVMSeconds += r.Config.Policy.CrashSeconds * float64(vms[in.Host])
+		}
+		if seen[in.ID] {
+			sum.Seen++
+		} else {
+			sum.Missed = append(sum.Missed, in)
+		}
+	}
+	sum.Foreseen = len(foreseen)
+	var leads []float64
+	for _, lead := range foreseen {
+		leads = append(leads, lead)
+	}
+	if slices.Sort(leads); len(leads) > 0 {
+		sum.MedianLeadSeconds = leads[len(leads)/2]
+	}
+	if days := float64(sum.Hosts) * sum.To.Sub(sum.From).Hours() / 24; days > 0 {
+		sum.FalsePerHostDay = float64(sum.False) / days
+	}
+}

@@ -1,0 +1,330 @@
+package control
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
+	"github.com/tardigrade-recovery/tardigrade/model/drift"
+	"github.com/tardigrade-recovery/tardigrade/model/failure"
+	"github.com/tardigrade-recovery/tardigrade/model/feature"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// seated is a model that scores live.
+type seated struct {
+	version registry.Version
+	series  []string
+	state   []byte // of an anomaly model: each host has a copy
+	failure *failure.Model
+
+	mu     sync.Mutex
+	since  time.Time
+	window *drift.Window // nil without a reference
+	tails  drift.Tails
+}
+
+func newSeated(v registry.Version, h registry.Header, state []byte) (*seated, error) {
+	m := &seated{version: v, series: h.Series, state: state, since: time.Now().UTC()}
+	if h.Reference != nil {
+		m.window = drift.NewWindow(h.Reference)
+	}
+	var err error
+	if h.Kind == registry.KindFailure {
+		m.failure, err = failure.Unmarshal(state)
+	}
+	return m, err
+}
+
+// saw gathers what a sample says of drift; tail is NaN where there is none.
+func (m *seated) saw(x []float64, tail float64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window != nil {
+		m.window.Add(x)
+	}
+	m.tails.Add(tail)
+}
+
+// judged is how far live data have moved; fresh begins a new window after that.
+func (m *seated) judged(l drift.Limits, fresh bool) (drift.Verdict, time.Time, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window == nil {
+		return drift.Verdict{}, m.since, false
+	}
+	v, since := l.Judge(m.window, m.tails.Error()), m.since
+	if fresh {
+		m.window.Reset()
+		m.tails, m.since = drift.Tails{}, time.Now().UTC()
+	}
+	return v, since, true
+}
+
+// crew is who scores, of one kind.
+type crew struct{ champion, shadow *seated }
+
+// roster is who scores, and how they compare. It is safe for concurrent use.
+type roster struct {
+	alarm func() *predictor.Alarm // on anomaly scores
+	crews map[registry.Kind]*atomic.Pointer[crew]
+
+	mu       sync.Mutex
+	compared map[registry.Kind]*comparing
+	trouble  map[string]string
+}
+
+// comparing adds up what shadow and champion say of the same samples.
+type comparing struct {
+	registry.Comparison
+	champion, shadow, difference, absolute float64
+	hosts                                  map[fleet.HostID]bool
+}
+
+// newRoster returns an empty one, for hosts that are sampled so often.
+func newRoster(cfg config.Model, every time.Duration) *roster {
+	r := &roster{alarm: func() *predictor.Alarm { return predictor.NewAlarm(cfg.FalseAlarmsPerMonth, every) }, crews: make(map[registry.Kind]*atomic.Pointer[crew]), compared: make(map[registry.Kind]*comparing), trouble: make(map[string]string)}
+	for _, k := range registry.Kinds() {
+		r.crews[k] = &atomic.Pointer[crew]{}
+		r.crews[k].Store(&crew{})
+	}
+	return r
+}
+
+func (r *roster) of(k registry.Kind) *crew { return r.crews[k].Load() }
+
+// seat puts a model, or none, in charge. One that is already there stays as it is.
+func (r *roster) seat(k registry.Kind, s registry.State, m *seated) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := *r.of(k)
+	at := &now.champion
+	if s == registry.Shadow {
+		at = &now.shadow
+	}
+	if *at != nil && m != nil && (*at).version.ID == m.version.ID || *at == nil && m == nil {
+		return
+	}
+	*at = m
+	r.crews[k].Store(&now)
+	delete(r.compared, k)
+	if now.shadow != nil {
+		c := &comparing{hosts: make(map[fleet.HostID]bool)}
+		c.Shadow, c.Since = now.shadow.version.ID, time.Now().UTC()
+		if now.champion != nil {
+			c.Champion = now.champion.version.ID
+		}
+		r.compared[k] = c
+	}
+}
+
+// broken notes why a model cannot be used, "" where it can.
+func (r *roster) broken(k registry.Kind, s registry.State, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if key := string(k) + " " + string(s); why == "" {
+		delete(r.trouble, key)
+	} else {
+		r.trouble[key] = why
+	}
+}
+
+// troubles says what cannot be used, "" where all can.
+func (r *roster) troubles() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := ""
+	for _, k := range slices.Sorted(maps.Keys(r.trouble)) {
+		if out != "" {
+			out += "; "
+		}
+		out += r.trouble[k]
+	}
+	return out
+}
+
+// alarm follows a probability over its threshold: three samples in a row begin it, fifteen
+// calm ones end it.
+type alarm struct {
+	over, calm int
+	on         bool
+}
+
+func (a *alarm) see(score, threshold float64) (begins bool) {
+	if score >= threshold {
+		if a.over++; a.over >= 3 {
+			begins, a.on, a.calm = !a.on, true, 0
+		}
+		return begins
+	}
+	a.over = 0
+	if score >= threshold/2 {
+		a.calm = 0
+	} else if a.calm++; a.calm >= 15 {
+		a.on = false
+	}
+	return false
+}
+
+// compare takes what both say of a sample, and whether an alarm of each begins.
+func (r *roster) compare(k registry.Kind, host fleet.HostID, champion, shadow float64, alarms [2]bool) {
+	if math.IsNaN(champion) || math.IsNaN(shadow) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.compared[k]
+	if c == nil {
+		return
+	}
+	c.hosts[host] = true
+	c.Samples++
+	c.champion, c.shadow = c.champion+champion, c.shadow+shadow
+	c.difference, c.absolute = c.difference+shadow-champion, c.absolute+math.Abs(shadow-champion)
+	if alarms[0] {
+		c.AlarmsChampion++
+	}
+	if alarms[1] {
+		c.AlarmsShadow++
+	}
+}
+
+// comparisons are the means so far.
+func (r *roster) comparisons() map[registry.Kind]registry.Comparison {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make(map[registry.Kind]registry.Comparison)
+	for k, c := range r.compared {
+		v, n := c.Comparison, max(1, float64(c.Samples))
+		v.Hosts = len(c.hosts)
+		v.MeanChampion, v.MeanShadow, v.MeanDifference, v.MeanAbsolute = c.champion/n, c.shadow/n, c.difference/n, c.absolute/n
+		out[k] = v
+	}
+	return out
+}
+
+// chair is one host's place at an anomaly model: a copy of it with the host's own state.
+type chair struct {
+	model   *seated
+	columns []int // of the host, for the model's
+	scorer  *anomaly.Detector
+	x       []float64
+	width   int // of the host when it was made
+}
+
+// sit makes the place, or none where the host lacks a series of the model or the model is nil.
+func sit(m *seated, series []string) *chair {
+	c := &chair{model: m, width: len(series)}
+	if m == nil {
+		return c
+	}
+	at := make(map[string]int, len(series))
+	for i, s := range series {
+		at[s] = i
+	}
+	for _, s := range m.series {
+		i, ok := at[s]
+		if !ok {
+			return c
+		}
+		c.columns = append(c.columns, i)
+	}
+	d, err := anomaly.Unmarshal(m.state)
+	if err != nil { // it was read before
+		return c
+	}
+	d.Reset()
+	c.scorer, c.x = d, make([]float64, len(c.columns))
+	return c
+}
+
+// observe scores a sample; ok is false where the model cannot score the host.
+func (c *chair) observe(at time.Time, x []float64) (tail float64, ok bool) {
+	if c.scorer == nil {
+		return 1, false
+	}
+	for i, k := range c.columns {
+		c.x[i] = x[k]
+	}
+	_, tail = c.scorer.Observe(at, c.x)
+	c.model.saw(c.x, tail)
+	return tail, true
+}
+
+func (c *chair) explain(dst []float64) float64 {
+	clear(dst)
+	total := c.scorer.Explain(c.x)
+	for i, k := range c.columns {
+		dst[k] = c.x[i]
+	}
+	return total
+}
+
+// forecast is one host's place at the failure models.
+type forecast struct {
+	features *feature.Extractor
+	x        []float64
+	p        []float64
+	s        []float64
+	alarms   [2]alarm
+}
+
+// failureAlarm is the probability from which a failure model's word counts as an alarm.
+const failureAlarm = 0.5
+
+func newForecast() *forecast {
+	return &forecast{features: feature.New(), x: make([]float64, feature.Size)}
+}
+
+// improve lets the champion of the failure models say how probable a failure is, where it
+// says more than the evidence does, and the shadow be compared with what is said.
+func (f *forecast) improve(r *roster, s *fleet.Sample, out *fleet.Prediction) {
+	f.features.Observe(s)
+	c := r.of(registry.KindFailure)
+	if c.champion == nil && c.shadow == nil || out.State != fleet.PredictionScoring {
+		return
+	}
+	f.features.Vector(f.x)
+	said := out.FailureProbability
+	if m := c.champion; m != nil {
+		m.saw(f.x, math.NaN())
+		p, odd, signature := f.ask(m.failure, out.HorizonSeconds)
+		said = p
+		if p > out.FailureProbability {
+			out.FailureProbability = p
+			if out.Signature == fleet.SignatureNone && odd >= 0.5 {
+				out.Signature = signature
+				out.Anomalous = true
+				out.Evidence = append(out.Evidence, "the failure model "+m.version.ID+" sees the pattern of "+string(signature))
+			}
+		}
+	}
+	if m := c.shadow; m != nil {
+		p, _, _ := f.ask(m.failure, out.HorizonSeconds)
+		r.compare(registry.KindFailure, s.Host, said, p, [2]bool{f.alarms[0].see(said, failureAlarm), f.alarms[1].see(p, failureAlarm)})
+	}
+}
+
+// ask returns the probability of a failure within the model's horizon that is nearest to the
+// wanted one, whether anything is wrong, and what it looks like.
+func (f *forecast) ask(m *failure.Model, horizon float64) (p, odd float64, signature fleet.Signature) {
+	horizons, signatures := m.Horizons(), m.Signatures()
+	f.p, f.s = slices.Grow(f.p[:0], len(horizons))[:len(horizons)], slices.Grow(f.s[:0], len(signatures))[:len(signatures)]
+	best := 0
+	for i, h := range horizons {
+		if math.Abs(math.Log(h.Seconds()/horizon)) < math.Abs(math.Log(horizons[best].Seconds()/horizon)) {
+			best = i
+		}
+	}
+	m.Failure(f.p, f.x)
+	odd = m.Odd(f.x)
+	return f.p[best], odd, cmp.Or(fleet.Signature(signatures[m.Signature(f.s, f.x)]), fleet.SignatureUnknown)
+}

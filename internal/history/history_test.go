@@ -1,0 +1,75 @@
+package history
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/collector/influx"
+	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+// What hosts wrote into InfluxDB comes back host by host, in order, with what is missing
+// missing, also where a host gets another series on the way.
+func TestFromInfluxDB(t *testing.T) {
+	server := influxtest.Start(t)
+	cfg := influx.Config{URL: server.URL, Bucket: server.Bucket}
+	client, err := influx.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	begin := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	one := fleet.NewSchema([]string{"load_1m", "cpu_busy_ratio"})
+	two := fleet.NewSchema([]string{"load_1m", "cpu_busy_ratio", "unit_memory_bytes{a.service}"})
+	var samples []fleet.Sample
+	for i := range 120 {
+		for _, id := range []fleet.HostID{"h2", "h1"} {
+			s := fleet.Sample{Host: id, Time: begin.Add(time.Duration(i) * time.Minute), Boot: "b", Schema: one, Values: []float64{float64(i), math.NaN()}}
+			if i >= 60 {
+				s.Schema, s.Values = two, []float64{float64(i), 0.5, 1e6}
+			}
+			samples = append(samples, s)
+		}
+	}
+	if err := client.Write(t.Context(), samples); err != nil {
+		t.Fatal(err)
+	}
+	src, err := FromInflux(t.Context(), Influx{Config: cfg, From: begin, To: begin.Add(100 * time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	hosts, err := src.Hosts(t.Context())
+	if err != nil || len(hosts) != 2 || hosts[0].ID != "h1" {
+		t.Fatalf("%+v, %v", hosts, err)
+	}
+	n := 0
+	for s, err := range src.Samples(t.Context(), "h2") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		load, _ := s.Value("load_1m")
+		memory, has := s.Value("unit_memory_bytes{a.service}")
+		if !s.Time.Equal(begin.Add(time.Duration(n)*time.Minute)) || load != float64(n) || has != (n >= 60) || has && memory != 1e6 || s.Host != "h2" {
+			t.Fatalf("sample %d: %+v", n, s)
+		}
+		n++
+	}
+	if n != 100 {
+		t.Errorf("%d samples of 100", n)
+	}
+	if _, err := FromInflux(t.Context(), Influx{Config: cfg, From: begin, To: begin}); err == nil {
+		t.Error("an empty range was taken")
+	}
+}
+
+func TestWithinSortsAndCuts(t *testing.T) {
+	at := func(h int) time.Time { return time.Date(2026, 1, 2, h, 0, 0, 0, time.UTC) }
+	all := []fleet.Incident{{ID: "c", From: at(9)}, {ID: "b", From: at(3)}, {ID: "a", From: at(1)}, {ID: "d", From: at(2)}}
+	got := Within(all, at(2), at(9))
+	if len(got) != 2 || got[0].ID != "d" || got[1].ID != "b" {
+		t.Errorf("%+v", got)
+	}
+}
