@@ -39,6 +39,7 @@ type world struct {
 	names  []string
 	moving func() []float64
 	boot   atomic.Pointer[string]
+	taken  atomic.Int64 // samples
 
 	plane *Plane
 	stop  func()
@@ -122,6 +123,7 @@ func (w *world) sample(ctx context.Context) (fleet.Sample, error) {
 	if boot := w.boot.Load(); boot != nil {
 		out.Boot = *boot
 	}
+	w.taken.Add(1)
 	if w.moving != nil {
 		out.Schema, out.Values = fleet.NewSchema(w.names), append(w.moving(), 1, healthy)
 	}
