@@ -17,6 +17,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
 	"github.com/tardigrade-recovery/tardigrade/model/detector"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
 func (a *app) evaluate() *cobra.Command {
@@ -52,7 +53,9 @@ has a line that says so and no part in the means. Times are CPU time.
   delay, delays          samples from the begin of an event until it is found, on average over
                          the found, and of each event in order, null where it is not found, at the threshold of event_f1
   calibrated_...         the same without the labels: where the detector's own tail probability
-                         says less than --false-alarms a month at one sample every --interval`,
+                         says less than --false-alarms a month at one sample every --interval
+  alarm_...              events during which the alarm of serve is on, asked for that rate; alarms that
+                         begin outside of events are false`,
 		Example: `  tardigrade evaluate anomaly --data data/smd --protocol prefix --json
   tardigrade evaluate anomaly --data data/asd --interval 5m --detector all`,
 		Args: noArgs,
@@ -132,6 +135,9 @@ type calibrated struct {
 	Affinity *float64 `json:"calibrated_affiliation_f1"`
 	Delay    *float64 `json:"calibrated_delay"`
 	Found    *int     `json:"calibrated_events_found"`
+	// Of the alarm that the predictor makes of the tail probabilities.
+	AlarmFound  *int `json:"alarm_events_found"`
+	FalseAlarms *int `json:"alarm_false"`
 }
 
 // totals is the last line.
@@ -147,6 +153,9 @@ type totals struct {
 	CalibratedF1  *float64 `json:"mean_calibrated_f1"`
 	CalibratedAff *float64 `json:"mean_calibrated_affiliation_f1"`
 	CalibratedHit *int     `json:"calibrated_events_found"`
+	AlarmHit      *int     `json:"alarm_events_found"`
+	AlarmFalse    *int     `json:"alarm_false"`
+	Months        float64  `json:"months"` // of 30 days, in all series
 	Found         int      `json:"events_found"`
 	Events        int      `json:"events"`
 	Series        int      `json:"series"`
@@ -205,6 +214,7 @@ func (j judging) run(ctx context.Context, all []series.Series, d detector.Detect
 			return fmt.Errorf("series %s: %w", s.Name, err)
 		}
 		sum.add(r)
+		sum.Months += float64(len(test.Rows)) * j.interval.Hours() / (30 * 24)
 		if !each {
 			continue
 		}
@@ -293,7 +303,28 @@ func (j judging) judge(name string, scores, tails []float64, labels []bool, wind
 	r.Affinity = value(2*precision*recall/max(precision+recall, 1e-300), err)
 	_, found, delay, err := delays(surprise, labels, math.Nextafter(asked, math.Inf(1)))
 	r.calibrated.Found, r.calibrated.Delay = &found, delay
+	hit, wrong := alarms(predictor.NewAlarm(j.falseAlarms, j.interval), surprise, labels)
+	r.AlarmFound, r.FalseAlarms = &hit, &wrong
 	return r, errors.Join(failed, err)
+}
+
+// alarms counts the events during which an alarm is on, and the alarms that begin outside of events.
+func alarms(a *predictor.Alarm, scores []float64, labels []bool) (found, wrong int) {
+	on, counted := false, false
+	for i, s := range scores {
+		was := on
+		on = a.Observe(s)
+		if !labels[i] {
+			counted = false
+			if on && !was {
+				wrong++
+			}
+		} else if on && !counted {
+			counted = true
+			found++
+		}
+	}
+	return found, wrong
 }
 
 // delays are those of each event, nil where it is not found, how many are found, and the mean over these.
@@ -334,7 +365,10 @@ func (t *totals) add(r seriesResult) {
 	}
 	if t.CalibratedF1 == nil {
 		t.CalibratedF1, t.CalibratedAff, t.CalibratedHit = new(float64), new(float64), new(int)
+		t.AlarmHit, t.AlarmFalse = new(int), new(int)
 	}
+	*t.AlarmHit += *r.AlarmFound
+	*t.AlarmFalse += *r.FalseAlarms
 	*t.CalibratedF1 += *r.F1
 	*t.CalibratedAff += *r.Affinity
 	*t.CalibratedHit += *r.calibrated.Found

@@ -12,8 +12,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/model/detector"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
 // labelled makes a directory of one series in which columns break apart now and then.
@@ -242,5 +244,21 @@ func TestEvaluateGivesTheReferencesFigures(t *testing.T) {
 		if math.Abs(got[name]-want) > 0.0006 {
 			t.Errorf("%s: %.4f, TSB-AD has %.3f", name, got[name], want)
 		}
+	}
+}
+
+func TestAlarmsCountOnceAnEpisode(t *testing.T) {
+	scores, labels := make([]float64, 400), make([]bool, 400)
+	for i := range scores {
+		switch {
+		case i >= 100 && i < 110 || i >= 210 && i < 230: // outside of events, and within one
+			scores[i] = 9
+		case i >= 300 && i < 302: // too short
+			scores[i] = 9
+		}
+		labels[i] = i >= 200 && i < 240 || i >= 299 && i < 310
+	}
+	if found, wrong := alarms(predictor.NewAlarm(1, time.Minute), scores, labels); found != 1 || wrong != 1 {
+		t.Errorf("%d events found, %d false alarms", found, wrong)
 	}
 }
