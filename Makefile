@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c bench-trees clean
+.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c bench-trees pages notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,14 @@ rig-c: build ## a host in a VM whose kernel the agent resets under its guests
 
 bench-trees: build ## boosted trees against scikit-learn (needs Debian's python3-sklearn)
 	/usr/bin/python3 .ci/compare-trees.py bin/tardigrade
+
+pages: ## write the pages of the analyses (notebooks-go/pages)
+	go run ./notebooks-go/render
+
+notebooks: ## run the notebooks in Jupyter and render them as HTML (.build/notebooks)
+	bash .ci/install-notebooks.sh
+	PATH="$(CURDIR)/.build/notebooks/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/.build/notebooks/jupyter" \
+	jupyter nbconvert --to html --execute --ExecutePreprocessor.timeout=600 --output-dir .build/notebooks notebooks-go/*.ipynb
 
 clean: ## remove what was built
 	rm -rf bin .build

@@ -70,6 +70,8 @@ func bans() []ban {
 			why: "collector/influx alone knows how that client loses data and how not to"},
 		ban{from: []string{"collector", "model", "predictor", "executor", "api", "datasets"}, banned: []string{"github.com/nats-io/"},
 			why: "internal/bus alone knows how durable state is kept"},
+		ban{from: append([]string{"internal", "main"}, sideways...), banned: []string{"gonum.org/v1/plot", module + "/notebooks-go"},
+			why: "plots are for the analyses of notebooks-go; the binary has no use for fonts and canvases"},
 		ban{from: []string{"collector"}, banned: []string{"os/exec"}, why: "sampling must not start processes on a host that may be failing"},
 	)
 }

@@ -1,0 +1,59 @@
+// Command render writes the pages of the analyses: go run ./notebooks-go/render [PAGE…].
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/tardigrade-recovery/tardigrade/notebooks-go/explore"
+	"github.com/tardigrade-recovery/tardigrade/notebooks-go/page"
+)
+
+// seed is that of all pages, so that they are the same each time.
+const seed = 1
+
+func pages() map[string]func() (page.Page, error) {
+	return map[string]func() (page.Page, error){
+		"explore": func() (page.Page, error) { return explore.Page(seed) },
+	}
+}
+
+func main() {
+	out := flag.String("out", "notebooks-go/pages", "`directory` to write to")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "Writes the pages of the analyses, all of them unless some are named: render [--out DIR] [PAGE…]")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if err := write(*out, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "render:", err)
+		os.Exit(1)
+	}
+}
+
+var order = []string{"explore"}
+
+func write(dir string, names []string) error {
+	if len(names) == 0 {
+		names = order
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, name := range names {
+		make := pages()[name]
+		if make == nil {
+			return fmt.Errorf("there is no page %q; there are: %s", name, strings.Join(order, ", "))
+		}
+		p, err := make()
+		if err == nil {
+			err = p.Write(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
