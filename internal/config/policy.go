@@ -287,16 +287,25 @@ func (p *Policy) alone() error {
 // maxPolicy bounds a policy file, in bytes.
 const maxPolicy = 1 << 20
 
-// LoadPolicy reads a policy file. The error of a file that is wrong is a [Mistakes].
-func LoadPolicy(path string) (Policy, error) {
+// ReadPolicy returns a policy file's text.
+func ReadPolicy(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return Policy{}, fmt.Errorf("read the policy: %w", err)
+		return nil, fmt.Errorf("read the policy: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxPolicy+1))
 	if err != nil {
-		return Policy{}, fmt.Errorf("read the policy: %w", err)
+		return nil, fmt.Errorf("read the policy: %w", err)
+	}
+	return data, nil
+}
+
+// LoadPolicy reads a policy file. The error of a file that is wrong is a [Mistakes].
+func LoadPolicy(path string) (Policy, error) {
+	data, err := ReadPolicy(path)
+	if err != nil {
+		return Policy{}, err
 	}
 	p, err := ParsePolicy(data)
 	if err != nil {

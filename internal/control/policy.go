@@ -35,6 +35,8 @@ type policies struct {
 	audit auditor
 	log   *slog.Logger
 	every time.Duration // between two looks at the file
+	// seen is what the file said at the last look, or why it could not be read.
+	seen string
 
 	mu       sync.RWMutex
 	policy   config.Policy
@@ -81,7 +83,8 @@ func (p *policies) view() (api.PolicyView, error) {
 }
 
 // watch reads the file again whenever it changes, until ctx ends. It looks at what the
-// file says, since neither names nor times tell of a change on every file system.
+// file says, since neither names nor times tell of a change on every file system. A change
+// counts once two looks have seen the same, so that nothing half-written is in force.
 func (p *policies) watch(ctx context.Context) error {
 	if err := p.audit.Append(ctx, "configuration", "policy.loaded", p.revision, map[string]any{"source": p.source()}); err != nil {
 		p.log.Error("the audit trail could not be written", "event", "policy.loaded", "err", err)
@@ -104,7 +107,21 @@ func (p *policies) watch(ctx context.Context) error {
 
 // reload takes over what the file says now.
 func (p *policies) reload(ctx context.Context, file string) {
-	next, err := config.LoadPolicy(file)
+	data, err := config.ReadPolicy(file)
+	now := string(data)
+	if err != nil {
+		now = err.Error()
+	}
+	if now != p.seen {
+		p.seen = now
+		return
+	}
+	var next config.Policy
+	if err == nil {
+		if next, err = config.ParsePolicy(data); err != nil {
+			err = fmt.Errorf("%s: %w", file, err)
+		}
+	}
 	_, old := p.inForce()
 	if err != nil {
 		p.mu.Lock()

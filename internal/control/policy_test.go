@@ -79,6 +79,17 @@ func TestThePolicyFileIsReadAgain(t *testing.T) {
 		if p.current().Mode != "automatic" || audit.has("policy.loaded "+revision) != 1 || revision == first.Revision() {
 			t.Fatalf("the new version is not in force: %+v, %q", p.current(), audit.events)
 		}
+		// What is there for a moment only was not meant.
+		for _, text := range []string{"version: 1\n", "version: 1\nmode: dry", "version: 1\nmode: automatic\n"} {
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(1100 * time.Millisecond)
+		}
+		time.Sleep(5 * time.Second)
+		if audit.has("policy.") != 2 || p.current().Mode != "automatic" || p.degraded() != "" {
+			t.Fatalf("half a file counts: %q", audit.events)
+		}
 		// A wrong version is refused once, loudly, and the old one goes on.
 		write("version: 1\nmode: automatic\nmax_concurent: 5\n")
 		view, err := p.view()
