@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -58,10 +59,19 @@ func TestCheck(t *testing.T) {
 		}, "needs the approval"},
 		"approved something else": {func(r *Request, _ *State, _ *Policy) { r.Action = fleet.ActionPreservingReset }, "approval of its own"},
 		"approval expired":        {func(r *Request, _ *State, _ *Policy) { r.Approval.At = now.Add(-16 * time.Minute) }, "expired"},
-		"approval of tomorrow":    {func(r *Request, _ *State, _ *Policy) { r.Approval.At = now.Add(time.Hour) }, "from the future"},
-		"no evidence":             {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = time.Time{} }, "no evidence"},
-		"old evidence":            {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(-61 * time.Second) }, "evidence is 1m1s old"},
-		"evidence of tomorrow":    {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(time.Hour) }, "from the future"},
+		"ruled out":               {func(_ *Request, _ *State, p *Policy) { p.Never = []fleet.Action{fleet.ActionRecycle} }, "rules recycle out"},
+		"another is ruled out":    {func(_ *Request, _ *State, p *Policy) { p.Never = []fleet.Action{fleet.ActionLiveMigrate} }, ""},
+		"approval of this action expired": {func(_ *Request, _ *State, p *Policy) {
+			p.ApprovalExpiresFor = map[fleet.Action]time.Duration{fleet.ActionRecycle: 30 * time.Second}
+		}, "expired after 30s"},
+		"approval of another action expired": {func(_ *Request, _ *State, p *Policy) {
+			p.ApprovalExpiresFor = map[fleet.Action]time.Duration{fleet.ActionLiveMigrate: 30 * time.Second}
+		}, ""},
+		"storm ratio that is no number": {func(_ *Request, _ *State, p *Policy) { p.StormRatio, p.StormHosts = math.NaN(), 1 }, "storm"},
+		"approval of tomorrow":          {func(r *Request, _ *State, _ *Policy) { r.Approval.At = now.Add(time.Hour) }, "from the future"},
+		"no evidence":                   {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = time.Time{} }, "no evidence"},
+		"old evidence":                  {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(-61 * time.Second) }, "evidence is 1m1s old"},
+		"evidence of tomorrow":          {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(time.Hour) }, "from the future"},
 		"outside the window": {func(_ *Request, _ *State, p *Policy) {
 			p.Windows = []Window{{Begin: 13 * time.Hour, End: 14 * time.Hour}}
 		}, "maintenance window"},
@@ -205,5 +215,90 @@ func TestWindow(t *testing.T) {
 		if got := c.w.Contains(c.at); got != c.want {
 			t.Errorf("%+v at %v: %v", c.w, c.at, got)
 		}
+	}
+}
+
+// Whatever the fleet and the policy are like: what is allowed keeps every rule, told by
+// other means than the guard's, and a further freeze never allows anything.
+func TestWhatIsAllowedKeepsEveryRule(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	chance := func(p float64) bool { return rnd.Float64() < p }
+	allowed := 0
+	for range 8000 {
+		r, s, p := allowing()
+		p.MaxConcurrent, p.MaxConcurrentPerDomain = rnd.IntN(4), rnd.IntN(3)
+		p.MinHealthyRatio, p.StormHosts, p.StormRatio = rnd.Float64(), rnd.IntN(5), rnd.Float64()*0.6
+		p.DryRun = chance(0.05)
+		if chance(0.3) {
+			p.Automatic = []fleet.Action{fleet.ActionRecycle}
+		}
+		if chance(0.05) {
+			p.Never = []fleet.Action{fleet.ActionRecycle}
+		}
+		if chance(0.2) {
+			r.Approval = nil
+		}
+		r.EvidenceAt = now.Add(-time.Duration(rnd.IntN(90)) * time.Second)
+		for id, h := range s.Hosts {
+			h.FaultDomain = fmt.Sprint("rack", rnd.IntN(3))
+			h.Failing = chance(0.15)
+			h.Healthy = !h.Failing && chance(0.9)
+			s.Hosts[id] = h
+			if chance(0.1) {
+				s.Executions = append(s.Executions, fleet.Execution{ID: string(id), Host: id, Action: fleet.ActionRecycle, State: fleet.ExecutionRecycling})
+			}
+		}
+		if chance(0.1) {
+			s.Freezes = []fleet.Freeze{{FaultDomain: "rack1"}}
+		}
+		d := Check(r, s, p, now)
+		passed := true
+		for _, f := range d.Rules {
+			passed = passed && f.Passed
+		}
+		if d.Allowed != passed || d.Allowed != (len(d.Reasons) == 0) {
+			t.Fatalf("%+v contradicts itself", d)
+		}
+		frozen := s
+		frozen.Freezes = append([]fleet.Freeze{{}}, s.Freezes...)
+		if Check(r, frozen, p, now).Allowed {
+			t.Fatal("allowed though the fleet is frozen")
+		}
+		if !d.Allowed {
+			continue
+		}
+		allowed++
+		domain := s.Hosts["h1"].FaultDomain
+		inFleet, inDomain, healthy, failing := 0, 0, 0, 0
+		for _, e := range s.Executions {
+			inFleet++
+			if s.Hosts[e.Host].FaultDomain == domain {
+				inDomain++
+			}
+			if e.Host == "h1" {
+				t.Fatal("two executions on a host")
+			}
+		}
+		for id, h := range s.Hosts {
+			if h.Failing {
+				failing++
+			}
+			if h.Healthy && id != "h1" {
+				healthy++
+			}
+		}
+		switch {
+		case inFleet+1 > p.MaxConcurrent || inDomain+1 > p.MaxConcurrentPerDomain:
+			t.Fatalf("%d in the fleet of at most %d, %d in the domain of at most %d, and one more", inFleet, p.MaxConcurrent, inDomain, p.MaxConcurrentPerDomain)
+		case float64(healthy)/9 < p.MinHealthyRatio:
+			t.Fatalf("%d of 9 are healthy, %v are to be", healthy, p.MinHealthyRatio)
+		case p.StormHosts > 0 && failing >= p.StormHosts && float64(failing)/10 > p.StormRatio:
+			t.Fatalf("%d of 10 fail, and that is no storm with %d and %v", failing, p.StormHosts, p.StormRatio)
+		case r.Approval == nil && len(p.Automatic) == 0, len(p.Never) > 0, p.DryRun, now.Sub(r.EvidenceAt) > p.EvidenceMaxAge, len(s.Freezes) > 0 && domain == "rack1":
+			t.Fatalf("allowed: %+v under %+v", r, p)
+		}
+	}
+	if allowed < 100 {
+		t.Errorf("only %d of the cases were allowed: the test says little", allowed)
 	}
 }
