@@ -114,17 +114,21 @@ func (f *Fleet) HandOver(id fleet.HostID) (time.Duration, error) {
 
 // repair plans the repair of a fault and returns how long it takes.
 func (f *Fleet) repair(x *fault, how Ending) float64 {
-	lasts := 900.0
-	if x.t.hardware {
-		lasts = 4 * 3600
-	}
-	if f.cfg.RepairSeconds > 0 {
-		lasts = f.cfg.RepairSeconds
-	}
+	lasts := f.repairSeconds(x.t)
 	if x.repairAt == 0 {
 		x.repairAt, x.how = f.now+lasts, how
 	}
 	return x.repairAt - f.now
+}
+
+func (f *Fleet) repairSeconds(t trait) float64 {
+	switch {
+	case f.cfg.RepairSeconds > 0:
+		return f.cfg.RepairSeconds
+	case t.hardware:
+		return 4 * 3600
+	}
+	return 900
 }
 
 func (f *Fleet) recycle(h *host, units [unitCount]bool, out *Outcome) {
@@ -204,7 +208,8 @@ func (f *Fleet) migrate(h *host, out *Outcome) {
 	if !escapes {
 		out.Detail = "the migration did not get through; the VMs stay"
 	}
-	lost := f.draw(h, 0, f.draws(h), 9) < migrateHarm
+	h.migrations++
+	lost := f.draw(h, 0, uint64(h.migrations), 9) < migrateHarm
 	for k := 0; k < len(h.vms); {
 		v := h.vms[k]
 		freeze := migrateFreeze(f.vms[v].bytes)
@@ -246,9 +251,6 @@ func (f *Fleet) migrate(h *host, out *Outcome) {
 		f.home(h)
 	}
 }
-
-// draws counts the migrations of a host's VMs, so that each has luck of its own.
-func (f *Fleet) draws(h *host) uint64 { return uint64(len(h.vms))<<32 ^ uint64(f.steps) }
 
 // room is the sound host with the most available memory that a VM fits on.
 func (f *Fleet) room(not *host, bytes float64) *host {

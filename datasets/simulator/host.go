@@ -48,7 +48,7 @@ type host struct {
 	restarts                   [unitCount]int
 	justRestarted              [unitCount]bool
 	faults                     []fault
-	boots                      int
+	boots, migrations          int
 	bootID                     string
 	wentDown, upAt             float64
 	tainted                    bool
@@ -92,9 +92,9 @@ func newHost(f *Fleet, n int) *host {
 	if f.cfg.Hosts < 100 {
 		h.id = fleet.HostID(fmt.Sprintf("%s%02d", f.cfg.Prefix, n+1))
 	}
-	size := float64(int(1) << c.IntN(3)) // 1, 2 or 4
-	h.cpus, h.memory = 16*size, 64*gib*size
-	h.vmBytes = 512 * mib * math.Floor(0.5*h.memory/(512*mib)/math.Max(float64(f.cfg.VMsPerHost), 1))
+	h.memory = hostMemory(c)
+	h.cpus = h.memory / (4 * gib)
+	h.vmBytes = vmBytes(h.memory, f.cfg.VMsPerHost)
 	h.base, h.amplitude = 0.18+0.2*c.Float64(), 0.05+0.12*c.Float64()
 	h.phaseSin, h.phaseCos = math.Sincos(2 * math.Pi * (c.NormFloat64() * 1.5) / 24)
 	h.readRate, h.writeRate, h.netRate = (40+60*c.Float64())*mib, (30+50*c.Float64())*mib, (80+120*c.Float64())*mib
@@ -116,6 +116,13 @@ func newHost(f *Fleet, n int) *host {
 	h.nextJob = h.gap(h.jobs, f.cfg.BenignRate/day)
 	h.reboot(f.cfg.Seed)
 	return h
+}
+
+// hostMemory is 64, 128 or 256 GiB, and vmBytes what each of n VMs has of it.
+func hostMemory(r *rand.Rand) float64 { return 64 * gib * float64(int(1)<<r.IntN(3)) }
+
+func vmBytes(memory float64, n int) float64 {
+	return 512 * mib * math.Floor(0.5*memory/(512*mib)/math.Max(float64(n), 1))
 }
 
 func (f *Fleet) calendarAtStart() *calendar {
@@ -480,17 +487,7 @@ func (h *host) arrive(f *Fleet) {
 	for f.now >= h.nextFault {
 		r := h.arrivals
 		h.nextFault += h.gap(r, f.cfg.FaultRate/(30*day))
-		total := 0.0
-		for _, k := range kinds {
-			total += traits[k].weight
-		}
-		pick, kind := r.Float64()*total, MemoryLeak
-		for _, k := range kinds {
-			if pick -= traits[k].weight; pick < 0 {
-				kind = k
-				break
-			}
-		}
+		kind := drawKind(r)
 		t := traits[kind]
 		lasts := t.least.Seconds() * math.Pow(float64(t.most)/float64(t.least), r.Float64())
 		unit, fatal := r.IntN(unitCount), r.Float64() < t.fatal
@@ -499,8 +496,6 @@ func (h *host) arrive(f *Fleet) {
 		}
 	}
 }
-
-var kinds = Kinds()
 
 // repairs ends the faults whose repair is over, and calls the VMs home once the
 // host is sound.

@@ -1,0 +1,488 @@
+package trial
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/model/failure"
+	"github.com/tardigrade-recovery/tardigrade/model/feature"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+// Result is what a policy made of a fleet.
+type Result struct {
+	// Policy is one of [Policies].
+	Policy string `json:"policy"`
+	// VMSeconds is the interruption of all VMs together.
+	VMSeconds float64              `json:"vm_seconds"`
+	Tally     simulator.Tally      `json:"of_which"`
+	Crashes   int                  `json:"crashes"`
+	Actions   map[fleet.Action]int `json:"actions"`
+	// FalseActions were on hosts without a fault, and cost so many VM-seconds.
+	FalseActions int     `json:"false_actions"`
+	FalseCost    float64 `json:"false_cost_vm_s"`
+	// LaterVMSeconds is the interruption in the second half of the time, when a policy has learned.
+	LaterVMSeconds float64 `json:"later_vm_seconds"`
+}
+
+// Policies lists the policies that can be tried. Reactive waits for the crash. Static goes through the
+// phases in order. Bandit learns cure rates without knowing signatures, ours with them. Oracle
+// knows the faults that there are, hindsight also what will come of them.
+func Policies() []string {
+	return []string{"reactive", "static", "bandit", "ours", "oracle", "hindsight"}
+}
+
+const (
+	// outcomeAfter is how long a host must stay sound for an action to count as a cure.
+	outcomeAfter = 24 * time.Hour
+	// suspect is the probability from which something is taken to be wrong with a host, and
+	// certain that from which one sample is enough.
+	suspect = 0.8
+	certain = 0.98
+)
+
+// decider is a policy that sees predictions.
+type decider interface {
+	// decide is asked about a host that seems to have a fault.
+	decide(s predictor.Situation) predictor.Decision
+	// outcome tells of an earlier action.
+	outcome(s fleet.Signature, a fleet.Action, again, cured bool)
+}
+
+type attempt struct {
+	action    fleet.Action
+	signature fleet.Signature
+	at        time.Time
+	again     bool // it had failed against this fault before
+	settled   bool
+}
+
+// member is what the trial's control plane knows of a host.
+type member struct {
+	follow *feature.Extractor
+	x      []float64 // the features of the last sample
+	over   int
+	// unhealthy is for how many samples in a row a unit has failed its health check.
+	unhealthy int
+	recycled  bool // since the last sample
+	tried     []attempt
+	away      bool      // its VMs were moved off it
+	repaired  time.Time // until when a person is at it
+}
+
+// watch runs a policy that sees telemetry through a model.
+type watch struct {
+	f       *simulator.Fleet
+	model   *failure.Model
+	policy  decider
+	members []member
+	ids     map[fleet.HostID]int
+	p, s    []float64
+	result  *Result
+
+	scorer *failure.Scorer
+	rows   [][]float64 // of the samples of a step
+	odd    []float64
+}
+
+var phaseOf = map[fleet.Action]fleet.Phase{fleet.ActionRecycle: fleet.PhaseRecycle, fleet.ActionPreservingReset: fleet.PhaseReset, fleet.ActionLiveMigrate: fleet.PhaseMigrate}
+
+// Run lets a policy keep a simulated fleet. model is what it sees the fleet through; reactive,
+// oracle and hindsight need none. step, if not nil, is called after each sample.
+func Run(ctx context.Context, c Fleet, name string, model *failure.Model, costs predictor.Costs, step func()) (Result, error) {
+	f, err := simulator.New(simulator.Config{Hosts: c.Hosts, Seed: c.Seed, CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds})
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Policy: name, Actions: map[fleet.Action]int{}}
+	var each func(samples []fleet.Sample) error
+	switch name {
+	case "reactive":
+		each = func([]fleet.Sample) error { return nil }
+	case "oracle", "hindsight":
+		each = newOracle(f, name == "hindsight", costs, &r).step
+	default:
+		p, err := newDecider(name, costs, c.Seed)
+		if err != nil {
+			return Result{}, err
+		}
+		w := &watch{f: f, model: model, policy: p, ids: map[fleet.HostID]int{}, result: &r, scorer: model.Scorer(),
+			p: make([]float64, len(model.Horizons())), s: make([]float64, len(model.Signatures()))}
+		for i, h := range f.Hosts() {
+			w.ids[h.ID] = i
+			w.members = append(w.members, member{follow: feature.New(), x: make([]float64, feature.Size)})
+		}
+		each = w.step
+	}
+	var samples []fleet.Sample
+	steps, half := c.steps(f.Interval()), 0.0
+	for n := range steps {
+		if ctx.Err() != nil {
+			return Result{}, ctx.Err()
+		}
+		samples = f.Step(samples)
+		if err := each(samples); err != nil {
+			return Result{}, err
+		}
+		if n == steps/2 {
+			half = f.Tally().VMSeconds()
+		}
+		if step != nil {
+			step()
+		}
+	}
+	r.Tally = f.Tally()
+	r.VMSeconds, r.Crashes = r.Tally.VMSeconds(), r.Tally.Crashes
+	r.LaterVMSeconds = r.VMSeconds - half
+	return r, nil
+}
+
+func (w *watch) step(samples []fleet.Sample) error {
+	w.rows = w.rows[:0]
+	for i := range samples {
+		m := &w.members[w.ids[samples[i].Host]]
+		m.follow.Observe(&samples[i])
+		m.follow.Vector(m.x)
+		w.rows = append(w.rows, m.x)
+	}
+	w.odd = append(w.odd[:0], make([]float64, len(w.rows))...)
+	w.scorer.Odd(w.odd, w.rows)
+	for i := range samples {
+		s, odd := &samples[i], w.odd[i]
+		n := w.ids[s.Host]
+		m := &w.members[n]
+		if bad, ok := s.Value("units_unhealthy"); ok && bad > 0 {
+			m.unhealthy++
+		} else {
+			m.unhealthy = 0
+		}
+		w.settle(m, s.Time)
+		// A recycle ends with a look at the health of what was restarted: that it failed is known at
+		// once. And a unit that stays unhealthy needs no model.
+		hangs := m.unhealthy >= 2 || m.unhealthy > 0 && m.recycled
+		m.recycled = false
+		if odd < suspect && !hangs {
+			m.over = 0
+			continue
+		}
+		if m.over++; m.over < 2 && odd < certain && !hangs {
+			continue
+		}
+		if err := w.consider(n, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle counts actions as cures after which a host was sound for long enough.
+func (w *watch) settle(m *member, now time.Time) {
+	kept := m.tried[:0]
+	for _, a := range m.tried {
+		if now.Sub(a.at) < outcomeAfter {
+			kept = append(kept, a)
+		} else if !a.settled {
+			w.policy.outcome(a.signature, a.action, a.again, true)
+		}
+	}
+	m.tried = kept
+}
+
+// consider asks the policy about a host that seems to have a fault, and does what it says.
+func (w *watch) consider(n int, s *fleet.Sample) error {
+	m := &w.members[n]
+	if s.Time.Before(m.repaired) {
+		return nil
+	}
+	h := w.f.Host(n)
+	if m.away {
+		if len(h.VMs) == 0 {
+			return nil // it is being repaired, and nobody is on it
+		}
+		m.away, m.over = false, 0 // it was repaired: what was seen before says nothing any more
+		m.tried = m.tried[:0]
+		m.follow.Recovered()
+		return nil
+	}
+	w.model.Failure(w.p, m.x)
+	best := w.model.Signature(w.s, m.x)
+	signature := fleet.Signature(w.model.Signatures()[best])
+	if m.unhealthy >= 2 {
+		signature, w.s[best] = fleet.SignatureServiceHang, 1
+		w.p[len(w.p)-1] = max(w.p[len(w.p)-1], 0.9)
+	}
+	situation := predictor.Situation{
+		Prediction: fleet.Prediction{Host: s.Host, Time: s.Time, State: fleet.PredictionScoring, FailureProbability: w.p[len(w.p)-1],
+			HorizonSeconds: w.model.Horizons()[len(w.p)-1].Seconds(), Signature: signature},
+		Host: h, SoonProbability: w.p[0], SignatureProbability: w.s[best],
+	}
+	for i := range m.tried {
+		a := &m.tried[i]
+		if a.signature != signature {
+			continue
+		}
+		if !a.settled { // the fault is back
+			a.settled = true
+			w.policy.outcome(a.signature, a.action, a.again, false)
+		}
+		if situation.Tried == nil {
+			situation.Tried, situation.Attempts = map[fleet.Action]time.Time{}, map[fleet.Action]int{}
+		}
+		situation.Tried[a.action] = a.at
+		situation.Attempts[a.action]++
+	}
+	d := w.policy.decide(situation)
+	if d.Action == fleet.ActionNone {
+		return nil
+	}
+	return w.act(n, m, d.Action, signature, s.Time)
+}
+
+func (w *watch) act(n int, m *member, a fleet.Action, signature fleet.Signature, now time.Time) error {
+	faults, _, _ := w.f.Stage(n)
+	before := w.f.Tally().VMSeconds()
+	id := w.f.Host(n).ID
+	w.result.Actions[a]++
+	if a == fleet.ActionHandOver {
+		lasts, err := w.f.HandOver(id)
+		if err != nil {
+			return err
+		}
+		if lasts == 0 { // there was nothing to repair, which takes a person a while to see
+			lasts = time.Hour
+		}
+		m.repaired = now.Add(lasts + 10*time.Minute)
+		m.tried, m.over = m.tried[:0], 0
+	} else {
+		out, err := w.f.Apply(id, phaseOf[a], nil)
+		if err != nil {
+			return err
+		}
+		t := attempt{action: a, signature: signature, at: now}
+		for _, x := range m.tried {
+			t.again = t.again || x.action == a && x.signature == signature
+		}
+		if a == fleet.ActionLiveMigrate {
+			m.away = len(w.f.Host(n).VMs) == 0
+			t.settled = true // whether the VMs left is known at once
+			w.policy.outcome(signature, a, t.again, len(out.Moved) > 0 && out.Detail == "")
+		} else {
+			m.follow.Recovered()
+			m.over, m.recycled = 0, a == fleet.ActionRecycle
+		}
+		m.tried = append(m.tried, t)
+	}
+	if faults == 0 {
+		w.result.FalseActions++
+		w.result.FalseCost += w.f.Tally().VMSeconds() - before
+	}
+	return nil
+}
+
+// newDecider makes a policy by its name.
+func newDecider(name string, costs predictor.Costs, seed uint64) (decider, error) {
+	src := rand.New(rand.NewPCG(seed, 0xdec1de))
+	switch name {
+	case "static":
+		return static{}, nil
+	case "bandit":
+		return &learner{policy: predictor.Policy{Costs: costs, Cures: predictor.NewCures(0), Explore: 0.02, ActAt: actAt, Attempts: 20}, src: src, blind: true}, nil
+	case "ours":
+		return &learner{policy: predictor.Policy{Costs: costs, Cures: predictor.NewCures(predictor.BeliefWeight), Explore: 0.02, ActAt: actAt, Attempts: 20}, src: src}, nil
+	}
+	return nil, fmt.Errorf("trial: policy %q is unknown", name)
+}
+
+// actAt is the failure probability from which the policies under trial act.
+const actAt = 0.02
+
+// static goes through the phases in order, whatever is wrong.
+type static struct{}
+
+func (static) decide(s predictor.Situation) predictor.Decision {
+	for _, a := range []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver} {
+		if s.Tried[a].IsZero() {
+			return predictor.Decision{Action: a, Propensity: 1}
+		}
+	}
+	return predictor.Decision{Action: fleet.ActionNone, Propensity: 1}
+}
+
+func (static) outcome(fleet.Signature, fleet.Action, bool, bool) {}
+
+// learner is predictor's policy. A blind one sees no signature: one set of rates is for all.
+type learner struct {
+	policy predictor.Policy
+	src    *rand.Rand
+	blind  bool
+}
+
+const blindSignature = fleet.SignatureServiceHang // any one will do
+
+func (l *learner) decide(s predictor.Situation) predictor.Decision {
+	if l.blind {
+		s.Prediction.Signature, s.SignatureProbability = blindSignature, 0
+	}
+	return l.policy.Decide(s, l.src)
+}
+
+func (l *learner) outcome(s fleet.Signature, a fleet.Action, again, cured bool) {
+	if l.blind {
+		s = blindSignature
+	}
+	b := predictor.Beta{Failed: 1}
+	if cured {
+		b = predictor.Beta{Cured: 1}
+	}
+	_ = l.policy.Cures.Add(predictor.Learned{Signature: s, Action: a, Again: again, Beta: b}) // hand-over has no rate
+}
+
+// oracle sees the faults themselves from the moment on at which the metrics show them. It knows
+// what each is, how far it has got, and with which probability each action would cure it, and
+// chooses the sequence of actions that is expected to cost least. It does not know what has yet
+// to be drawn: whether an action will cure, and whether a fault that is left alone will be fatal.
+// With hindsight it knows that too.
+type oracle struct {
+	f         *simulator.Fleet
+	hindsight bool
+	costs     predictor.Costs
+	result    *Result
+	hosts     []fleet.Host
+	handed    map[fleet.HostID]time.Time
+}
+
+func newOracle(f *simulator.Fleet, hindsight bool, costs predictor.Costs, r *Result) *oracle {
+	return &oracle{f: f, hindsight: hindsight, costs: costs, result: r, hosts: f.Hosts(), handed: map[fleet.HostID]time.Time{}}
+}
+
+func (o *oracle) step([]fleet.Sample) error {
+	now := o.f.Now()
+	for n, h := range o.hosts {
+		if faults, _, _ := o.f.Stage(n); faults == 0 || now.Before(o.handed[h.ID]) {
+			continue
+		}
+		var seen []simulator.Fault
+		for _, x := range o.f.Truth(h.ID) {
+			if !x.Effect.IsZero() {
+				seen = append(seen, x)
+			}
+		}
+		vms := float64(len(o.f.Host(n).VMs))
+		if len(seen) == 0 || vms == 0 {
+			continue
+		}
+		a := o.choose(seen, vms)
+		if a == fleet.ActionNone {
+			continue
+		}
+		o.result.Actions[a]++
+		if a == fleet.ActionHandOver {
+			lasts, err := o.f.HandOver(h.ID)
+			if err != nil {
+				return err
+			}
+			o.handed[h.ID] = now.Add(lasts)
+		} else if _, err := o.f.Apply(h.ID, phaseOf[a], nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plan is the state of a host's faults in numbers.
+type plan struct {
+	first, again [3]float64 // cure probability of the next attempt and of those after it, by action
+	cost         [3]float64
+	none, person float64
+}
+
+func (o *oracle) choose(seen []simulator.Fault, vms float64) fleet.Action {
+	p := plan{first: [3]float64{1, 1, 1}, again: [3]float64{1, 1, 1}, person: math.Inf(1)}
+	sure := [3]bool{true, true, true}
+	harmless := true
+	for _, x := range seen {
+		none := x.Kind.FatalProbability() * o.costs.CrashSeconds * vms
+		person := math.Inf(1)
+		for _, w := range x.Would {
+			switch w.Action {
+			case fleet.ActionNone:
+				if x.Kind == simulator.NoisyNeighbour {
+					none = w.CostVMSeconds
+				}
+				if o.hindsight && w.Cures && x.Kind != simulator.NoisyNeighbour {
+					none = 0
+				}
+			case fleet.ActionHandOver:
+				person = none
+				if w.Cures {
+					person = min(none, o.costs.HandOverSeconds*vms)
+				}
+			default:
+				i := map[fleet.Action]int{fleet.ActionRecycle: 0, fleet.ActionPreservingReset: 1, fleet.ActionLiveMigrate: 2}[w.Action]
+				unit := ""
+				if x.Kind == simulator.MemoryLeak || x.Kind == simulator.ServiceHang || x.Kind == simulator.DescriptorLeak {
+					unit = x.Culprit
+				}
+				full := x.Kind.CureProbability(phaseOf[w.Action], unit, x.Level)
+				p.first[i] *= w.CureProbability
+				p.again[i] *= full / 4
+				p.cost[i] = max(p.cost[i], w.CostVMSeconds)
+				sure[i] = sure[i] && w.Cures
+			}
+		}
+		harmless = harmless && none == 0
+		p.none += none
+		if math.IsInf(p.person, 1) {
+			p.person = 0
+		}
+		p.person = max(p.person, person)
+	}
+	if o.hindsight {
+		if harmless {
+			return fleet.ActionNone
+		}
+		best, cost := fleet.ActionNone, math.Inf(1)
+		for i, a := range []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate} {
+			if sure[i] && p.cost[i] < cost {
+				best, cost = a, p.cost[i]
+			}
+		}
+		if best != fleet.ActionNone && cost < min(p.none, p.person) {
+			return best
+		}
+	}
+	a, _ := p.best([3]int{}, 0)
+	return a
+}
+
+// best is the best next action after so many attempts of each, and its expected cost.
+func (p *plan) best(done [3]int, depth int) (fleet.Action, float64) {
+	best, cost := fleet.ActionNone, p.none
+	if p.person < cost {
+		best, cost = fleet.ActionHandOver, p.person
+	}
+	if depth == 5 {
+		return best, cost
+	}
+	for i, a := range []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate} {
+		cure := p.first[i]
+		if done[i] > 0 {
+			cure = p.again[i]
+		}
+		if cure < 0.005 || p.cost[i] >= cost {
+			continue
+		}
+		next := done
+		next[i]++
+		_, then := p.best(next, depth+1)
+		if c := p.cost[i] + (1-cure)*then; c < cost {
+			best, cost = a, c
+		}
+	}
+	return best, cost
+}

@@ -1,0 +1,120 @@
+package trial
+
+import (
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/model/failure"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
+)
+
+var costs = predictor.Costs{CrashSeconds: 300, HandOverSeconds: 120}
+
+// model is trained on a small fleet; it serves all tests.
+func model(t *testing.T) *failure.Model {
+	t.Helper()
+	m, err := Learn(t.Context(), Training{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 404}, FaultRate: 12, Operated: true, Sound: 6000}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestWhoKnowsMoreLosesLess runs the policies through one small fleet. The model is a small one, so the
+// margins are wide: what is asserted is the order.
+func TestWhoKnowsMoreLosesLess(t *testing.T) {
+	m := model(t)
+	lost := map[string]Result{}
+	for _, name := range Policies() {
+		r, err := Run(t.Context(), Fleet{Hosts: 60, Days: 10, Seed: 7}, name, m, costs, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost[name] = r
+		if math.Abs(r.Tally.VMSeconds()-r.VMSeconds) > 1e-6 || r.LaterVMSeconds > r.VMSeconds {
+			t.Errorf("%s: %+v", name, r)
+		}
+		t.Logf("%s: %.0f VM-seconds, %d crashes, %v, %d false", name, r.VMSeconds, r.Crashes, r.Actions, r.FalseActions)
+	}
+	if len(lost["reactive"].Actions) != 0 || lost["reactive"].Crashes == 0 {
+		t.Fatalf("nobody acts and nothing crashes: %+v", lost["reactive"])
+	}
+	for _, pair := range [][2]string{{"ours", "reactive"}, {"ours", "static"}, {"static", "reactive"}, {"oracle", "reactive"}, {"oracle", "static"}} {
+		if a, b := lost[pair[0]].VMSeconds, lost[pair[1]].VMSeconds; a > b {
+			t.Errorf("%s loses %.0f VM-seconds and %s %.0f", pair[0], a, pair[1], b)
+		}
+	}
+	if a, b := lost["ours"].VMSeconds, lost["reactive"].VMSeconds; a > 0.4*b {
+		t.Errorf("ours loses %.0f VM-seconds of the %.0f without it", a, b)
+	}
+	if lost["oracle"].FalseActions != 0 {
+		t.Errorf("the oracle acts on sound hosts: %+v", lost["oracle"])
+	}
+	again, err := Run(t.Context(), Fleet{Hosts: 60, Days: 10, Seed: 7}, "ours", m, costs, nil)
+	if err != nil || again.VMSeconds != lost["ours"].VMSeconds {
+		t.Errorf("the same once more: %v VM-seconds, and %v before; %v", again.VMSeconds, lost["ours"].VMSeconds, err)
+	}
+	if _, err := Run(t.Context(), Fleet{Hosts: 2, Days: 0.1}, "chance", m, costs, nil); err == nil {
+		t.Error("an unknown policy was tried")
+	}
+
+	lines, err := EvaluateHorizon(t.Context(), Fleet{Hosts: 60, Days: 10, Seed: 8}, m, nil)
+	if err != nil || len(lines) != 3*(1+len(m.Signatures())) {
+		t.Fatalf("%d lines, %v", len(lines), err)
+	}
+	for _, l := range lines {
+		for _, v := range []float64{l.Precision, l.Recall, l.AUCPR, l.SignatureRight} {
+			if !(v >= 0 && v <= 1+1e-9) {
+				t.Errorf("%+v", l)
+			}
+		}
+		if l.Foreseen > l.Failures {
+			t.Errorf("%d of %d failures are foreseen", l.Foreseen, l.Failures)
+		}
+		if l.Signature != "all" {
+			continue
+		}
+		if l.CalibrationError == nil || *l.CalibrationError > 0.15 || l.Failures == 0 {
+			t.Errorf("%+v", l)
+		}
+		// A failure within the day shows long before that, one within five minutes is hard to tell
+		// from one within ten.
+		if l.HorizonSeconds >= 3600 && (l.AUCPR < 0.2 || float64(l.Foreseen) < 0.5*float64(l.Failures) || l.MedianLead <= 0) {
+			t.Errorf("%+v", l)
+		}
+	}
+}
+
+func TestExamplesAreLabelledByWhatCame(t *testing.T) {
+	e, err := Collect(t.Context(), Training{Fleet: Fleet{Hosts: 20, Days: 5, Seed: 3}, FaultRate: 30, Operated: true, Sound: 500}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for i := range e.X {
+		count[e.Signature[i]]++
+		if e.Failure[i] < 0 || e.Known[i] < 0 || !(e.Weight[i] > 0) || len(e.X[i]) != len(e.Features) {
+			t.Fatalf("example %d: fails in %v of %v known, weight %v", i, e.Failure[i], e.Known[i], e.Weight[i])
+		}
+	}
+	if count[failure.Sound] < 100 || len(count) < 6 {
+		t.Errorf("%v", count)
+	}
+}
+
+func TestOffPolicyEstimatesFindTheTruth(t *testing.T) {
+	out, err := EvaluateOffPolicy(t.Context(), 20, 10_000, 5, costs, nil)
+	if err != nil || len(out) != 3 {
+		t.Fatalf("%v, %v", out, err)
+	}
+	for _, x := range out {
+		if x.Coverage < 0.8 || math.Abs(x.Mean/x.Truth-1) > 0.1 || x.Truth >= x.Logged {
+			t.Errorf("%+v", x)
+		}
+	}
+	i := slices.IndexFunc(out, func(x OffPolicy) bool { return x.Estimator == "dr" })
+	if out[i].Width > out[0].Width {
+		t.Errorf("the doubly robust intervals are wider (%v) than those of inverse propensity (%v)", out[i].Width, out[0].Width)
+	}
+}
