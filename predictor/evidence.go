@@ -107,6 +107,20 @@ const (
 // restart forgets trends and counts after a boot.
 func (e *evidence) restart() { e.schema = nil; *e = evidence{} }
 
+// recovered forgets what was seen before an action that ended well, but not that a unit has been
+// healthy: one that hangs again at once is failing.
+func (e *evidence) recovered() {
+	for i := range e.health {
+		e.health[i].bad = 0
+	}
+	for i := range e.memory {
+		e.memory[i].trend = trend{}
+	}
+	for i := range e.counts {
+		e.counts[i].hits, e.counts[i].quiet = 0, 0
+	}
+}
+
 func (e *evidence) align(s *fleet.Schema) {
 	old := *e
 	*e = evidence{schema: s, avail: s.Index(availableBytes)}

@@ -189,7 +189,7 @@ func surprise(tail float64) float64 {
 // alarm, since restarted services have yet to fill their caches. What is seen
 // directly, such as a failed health check, counts at once.
 func (p *Predictor) Recovered() {
-	p.evidence.restart()
+	p.evidence.recovered()
 	p.alarm.reset()
 	p.settling = true
 }

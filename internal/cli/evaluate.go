@@ -24,7 +24,6 @@ func (a *app) evaluate() *cobra.Command {
 	cmd := &cobra.Command{Use: "evaluate", Short: "Judge models on labelled data"}
 	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB(), a.evaluateFailure(), a.evaluateDrives())
 	cmd.AddCommand(a.evaluateCalibration())
-	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB(), a.evaluateFailure())
 	cmd.AddCommand(a.evaluatePolicy(), a.evaluateOffPolicy(), a.evaluateHorizon())
 	return cmd
 }

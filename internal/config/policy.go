@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -67,6 +68,34 @@ type Policy struct {
 	// HandOverSeconds is what one VM on a failing host is expected to lose until
 	// a person has dealt with it.
 	HandOverSeconds float64 `yaml:"hand_over_seconds"`
+	// ResetFreezeSeconds and MigrateFreezeSeconds are for how long a VM is expected to stand
+	// still in a preserving reset, the host's kexec included, and in a live migration.
+	ResetFreezeSeconds   float64 `yaml:"reset_freeze_seconds"`
+	MigrateFreezeSeconds float64 `yaml:"migrate_freeze_seconds"`
+	// NoiseRatio is the share of its time, 0..1, that a VM loses to a noisy neighbour.
+	NoiseRatio float64 `yaml:"noise_ratio"`
+	// Attempts is how often an action may be tried against the same fault.
+	Attempts int `yaml:"attempts"`
+	// Explore is the share of decisions, 0..1, that is left to chance in mode automatic, so
+	// that something is learned of every action. With 0 the action that is expected to cost least
+	// is always chosen.
+	Explore float64 `yaml:"explore"`
+	// VMs says which VMs differ from others in what an interruption costs and what may be
+	// done to them. The first that matches counts.
+	VMs []VMRule `yaml:"vms"`
+}
+
+// VMRule says how VMs differ from others.
+type VMRule struct {
+	// Match is a pattern for the name or the id: "db-*".
+	Match string `yaml:"match"`
+	// Weight is how many others one of these counts as; 0 means 1.
+	Weight float64 `yaml:"weight"`
+	// MaxFreezeSeconds is how long it may stand still: an action that takes longer is not
+	// recommended for its host. 0 means without limit.
+	MaxFreezeSeconds float64 `yaml:"max_freeze_seconds"`
+	// NoLiveMigration means that it must stay on its host.
+	NoLiveMigration bool `yaml:"no_live_migration"`
 }
 
 // ActionRules are the rules of each action that changes a host.
@@ -101,7 +130,8 @@ func DefaultPolicy() Policy {
 		UncordonAfter: Duration(10 * time.Minute),
 		Cooldown:      Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
 		StormHosts: 5, StormRatio: 0.2,
-		CrashSeconds: 300, HandOverSeconds: 120,
+		CrashSeconds: 300, HandOverSeconds: 120, ResetFreezeSeconds: 20, MigrateFreezeSeconds: 0.5, NoiseRatio: 0.2,
+		Attempts: 1, Explore: 0.02,
 	}
 }
 
@@ -224,7 +254,7 @@ func (p *Policy) mistakes() (all Mistakes) {
 	for _, r := range []struct {
 		key   string
 		value float64
-	}{{"min_healthy_ratio", p.MinHealthyRatio}, {"storm_ratio", p.StormRatio}} {
+	}{{"min_healthy_ratio", p.MinHealthyRatio}, {"storm_ratio", p.StormRatio}, {"explore", p.Explore}, {"noise_ratio", p.NoiseRatio}} {
 		// Written so that what is not a number is a mistake.
 		if !(r.value >= 0 && r.value <= 1) {
 			bad(r.key, "%v is not in 0..1", r.value)
@@ -233,7 +263,7 @@ func (p *Policy) mistakes() (all Mistakes) {
 	for _, s := range []struct {
 		key   string
 		value float64
-	}{{"crash_seconds", p.CrashSeconds}, {"hand_over_seconds", p.HandOverSeconds}} {
+	}{{"crash_seconds", p.CrashSeconds}, {"hand_over_seconds", p.HandOverSeconds}, {"reset_freeze_seconds", p.ResetFreezeSeconds}, {"migrate_freeze_seconds", p.MigrateFreezeSeconds}} {
 		if !(s.value >= 0 && s.value <= 1e9) {
 			bad(s.key, "%v is not a number of seconds from 0 to 1e9", s.value)
 		}
@@ -244,6 +274,21 @@ func (p *Policy) mistakes() (all Mistakes) {
 	}{{"max_concurrent", p.MaxConcurrent}, {"max_concurrent_per_domain", p.MaxConcurrentPerDomain}} {
 		if n.value < 1 {
 			bad(n.key, "%d is too small, at least 1; to stop every action, set policy.freeze", n.value)
+		}
+	}
+	if p.Attempts < 1 || p.Attempts > 100 {
+		bad("attempts", "%d is out of range: 1 to 100", p.Attempts)
+	}
+	for i, v := range p.VMs {
+		key := fmt.Sprintf("vms[%d]", i)
+		if _, err := path.Match(v.Match, ""); err != nil || v.Match == "" {
+			bad(key+".match", "%q is not a pattern for VMs' names such as db-*", v.Match)
+		}
+		if !(v.Weight >= 0 && v.Weight <= 1e6) {
+			bad(key+".weight", "%v is not a number from 0 to 1e6", v.Weight)
+		}
+		if !(v.MaxFreezeSeconds >= 0 && v.MaxFreezeSeconds <= 1e9) {
+			bad(key+".max_freeze_seconds", "%v is not a number of seconds from 0 to 1e9", v.MaxFreezeSeconds)
 		}
 	}
 	if p.StormHosts < 0 {

@@ -155,6 +155,9 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		return err
 	}
 	p.recommender = newRecommender(recommendations, p.audit, p.policies.current, p.log)
+	if p.recommender.lessons, err = openLessons(ctx, p.bus, p.log); err != nil {
+		return err
+	}
 	cordonTable, err := bus.OpenTable(ctx, p.bus, "CORDONS", func(id string, c fleet.Cordon) { p.events.emit("cordon", id, c) })
 	if err != nil {
 		return err

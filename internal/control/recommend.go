@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +35,13 @@ type recommender struct {
 	// said no, and after an execution.
 	quiet map[fleet.HostID]time.Time
 	tried map[fleet.HostID][]attempt
+	// lessons is what was learned of the actions; nil where nothing is.
+	lessons *lessons
+	// failed are attempts that the fault came back after, to be learned from.
+	failed []attempt
+	// luck is drawn once for each recommendation of a host, so that a decision that is
+	// made again with every sample does not change by chance alone.
+	luck map[fleet.HostID]uint64
 }
 
 // attempt is an action that was carried out. For triedFor after it, the same
@@ -43,6 +51,12 @@ type attempt struct {
 	signature fleet.Signature
 	culprit   string
 	at        time.Time
+	// rec is the recommendation that it was carried out for, "" for calling a person.
+	rec       string
+	simulated bool
+	// failed is true where it is known that it did not help, and again where it had failed
+	// against this fault before.
+	failed, again bool
 }
 
 const triedFor = time.Hour
@@ -50,23 +64,32 @@ const triedFor = time.Hour
 var errNotOpen = errors.New("the recommendation is not open any more")
 
 func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy func() config.Policy, log *slog.Logger) *recommender {
-	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt)}
+	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt), luck: make(map[fleet.HostID]uint64)}
 	for _, rec := range table.All() {
 		if !rec.State.Final() {
 			r.open[rec.Host] = rec.ID
 		}
-		r.carriedOut(rec)
 	}
 	return r
 }
 
-// carriedOut notes an action that was done. r.mu is held.
-func (r *recommender) carriedOut(rec fleet.Recommendation) {
-	if rec.State != fleet.RecommendationDone || time.Since(rec.DecidedAt) > triedFor {
-		return
+// carriedOut notes what an execution that ended has tried.
+func (r *recommender) carriedOut(ctx context.Context, rec fleet.Recommendation, e fleet.Execution) {
+	now := attempts(rec, e)
+	r.mu.Lock()
+	for i := range now {
+		a := &now[i]
+		for _, before := range r.tried[rec.Host] {
+			a.again = a.again || before.action == a.action && before.signature == a.signature && before.culprit == a.culprit
+		}
 	}
-	kept := slices.DeleteFunc(r.tried[rec.Host], func(a attempt) bool { return time.Since(a.at) > triedFor })
-	r.tried[rec.Host] = append(kept, attempt{rec.Action, rec.Prediction.Signature, rec.Prediction.Culprit, rec.DecidedAt})
+	r.tried[rec.Host] = append(r.tried[rec.Host], now...)
+	r.mu.Unlock()
+	for _, a := range now {
+		if a.failed {
+			r.learn(ctx, a, false)
+		}
+	}
 }
 
 // handedOver notes that an execution ended with a person being called.
@@ -76,27 +99,33 @@ func (r *recommender) handedOver(rec fleet.Recommendation, e fleet.Execution) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{fleet.ActionHandOver, rec.Prediction.Signature, rec.Prediction.Culprit, e.Ended})
+	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{action: fleet.ActionHandOver, signature: rec.Prediction.Signature, culprit: rec.Prediction.Culprit, at: e.Ended})
 }
 
-// triedOn lists what was done already against what is predicted. r.mu is held.
-func (r *recommender) triedOn(p fleet.Prediction) map[fleet.Action]time.Time {
-	var out map[fleet.Action]time.Time
+// triedOn lists what was done already against what is predicted, and how often. r.mu is held.
+func (r *recommender) triedOn(p fleet.Prediction) (at map[fleet.Action]time.Time, times map[fleet.Action]int) {
 	for _, a := range r.tried[p.Host] {
 		if a.signature == p.Signature && a.culprit == p.Culprit && time.Since(a.at) <= triedFor {
-			if out == nil {
-				out = make(map[fleet.Action]time.Time)
+			if at == nil {
+				at, times = make(map[fleet.Action]time.Time), make(map[fleet.Action]int)
 			}
-			out[a.action] = a.at
+			at[a.action] = a.at
+			times[a.action]++
 		}
 	}
-	return out
+	return at, times
 }
 
-// costs are the figures of the configuration as the policy wants them.
-func (r *recommender) costs() predictor.Costs {
-	p := r.policy()
-	return predictor.Costs{CrashSeconds: p.CrashSeconds, HandOverSeconds: p.HandOverSeconds}
+// back notes that a fault is back after actions against it, which did not cure it then. r.mu is held.
+func (r *recommender) back(p fleet.Prediction) {
+	of := r.tried[p.Host]
+	for i := range of {
+		a := &of[i]
+		if !a.failed && a.rec != "" && a.signature == p.Signature && a.culprit == p.Culprit && p.Time.After(a.at) && time.Since(a.at) <= triedFor {
+			a.failed = true
+			r.failed = append(r.failed, *a)
+		}
+	}
 }
 
 // consider takes a new prediction and the host it is of.
@@ -104,7 +133,13 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h.Actions = r.permitted(h.Actions)
-	d := predictor.Decide(p, h, r.costs(), r.triedOn(p))
+	at, times := r.triedOn(p)
+	luck, ok := r.luck[h.ID]
+	if !ok {
+		luck = rand.Uint64()
+		r.luck[h.ID] = luck
+	}
+	d := r.policyFor(r.policy(), h.Simulated).Decide(predictor.Situation{Prediction: p, Host: h, Tried: at, Attempts: times}, rand.New(rand.NewPCG(luck, 0)))
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
 		return
@@ -117,7 +152,7 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 		ID: ulid.Make().String(), Host: h.ID, Time: now, Expires: now.Add(policy.Expires(d.Action)),
 		Simulated: h.Simulated, DryRun: h.DryRun || policy.Mode == "dry-run", State: fleet.RecommendationPending,
 		Action: d.Action, Prediction: p, CostVMSeconds: d.CostVMSeconds, Alternatives: d.Alternatives,
-		Reason: d.Reason, Propensity: d.Propensity, Policy: predictor.PolicyName,
+		Reason: d.Reason, Propensity: d.Propensity, Policy: d.Policy,
 	}
 	if rec.DryRun {
 		rec.State = fleet.RecommendationDryRun
@@ -127,6 +162,7 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 		return
 	}
 	r.open[h.ID] = rec.ID
+	r.back(p)
 	r.record(ctx, "policy:"+rec.Policy, "recommend", rec)
 	r.log.Info("recommendation", "host", h.ID, "action", rec.Action, "signature", p.Signature, "culprit", p.Culprit, "dry_run", rec.DryRun, "id", rec.ID)
 }
@@ -173,6 +209,7 @@ func (r *recommender) close(ctx context.Context, id string, to fleet.Recommendat
 		return
 	}
 	delete(r.open, rec.Host)
+	delete(r.luck, rec.Host)
 	r.record(ctx, who, string(to), rec)
 }
 
@@ -180,6 +217,7 @@ func (r *recommender) close(ctx context.Context, id string, to fleet.Recommendat
 // approves by itself.
 func (r *recommender) sweep(ctx context.Context, now time.Time) {
 	policy := r.policy()
+	r.outcomes(ctx, now)
 	r.mu.Lock()
 	var approve []string
 	for _, id := range r.open {
@@ -250,6 +288,9 @@ func (r *recommender) resume(ctx context.Context, executions []fleet.Execution) 
 		switch {
 		case rec.State.Final():
 			r.handedOver(rec, e)
+			if begun && rec.State == fleet.RecommendationDone && e.State.Final() && time.Since(e.Ended) <= triedFor {
+				r.carriedOut(ctx, rec, e)
+			}
 		case begun && e.State.Final():
 			r.finished(ctx, e)
 		case rec.State != fleet.RecommendationApproved:
@@ -299,7 +340,7 @@ func (r *recommender) settle(ctx context.Context, id string, f func(*fleet.Recom
 			delete(r.open, rec.Host)
 		}
 		r.quiet[rec.Host] = time.Now().Add(r.policy().Cooldown.D())
-		r.carriedOut(rec)
+		delete(r.luck, rec.Host)
 		r.mu.Unlock()
 	}
 	return rec, why
@@ -325,6 +366,7 @@ func (r *recommender) finished(ctx context.Context, e fleet.Execution) {
 		return
 	}
 	r.handedOver(rec, e)
+	r.carriedOut(ctx, rec, e)
 	if _, err := r.settle(ctx, e.Recommendation, func(rec *fleet.Recommendation) {
 		rec.State, rec.Execution, rec.Note = fleet.RecommendationDone, e.ID, string(e.State)+": "+e.Outcome
 	}, nil); err != nil {

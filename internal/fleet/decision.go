@@ -154,6 +154,9 @@ type Recommendation struct {
 	DecidedAt time.Time `json:"decided_at,omitzero"`
 	Note      string    `json:"note,omitempty"`
 	Execution string    `json:"execution,omitempty"`
+	// Outcomes says of each action that was carried out whether it cured the fault, as far as is
+	// known: "recycle: failed". The policy has learned from these.
+	Outcomes []string `json:"outcomes,omitempty"`
 }
 
 // ExecutionState is where an execution stands.
