@@ -97,6 +97,10 @@ type Situation struct {
 	// SoonProbability is that of the host failing before the outcome of one more action is
 	// known; 0 where nobody can tell.
 	SoonProbability float64
+	// FaultProbability is that of there being a fault at all, whether the host fails of it within the
+	// horizon or later; 0 where nobody can tell: then that of failing stands for it. A person who is
+	// called interrupts the VMs of a host that has a fault.
+	FaultProbability float64
 	// SignatureProbability is how sure the signature is; 0 where nobody can tell.
 	SignatureProbability float64
 }
@@ -158,6 +162,7 @@ type pricing struct {
 	why           [len(cureActions)]string // not open
 	left          turns                    // how often each may still be tried
 	failed        [len(cureActions)]bool   // it was tried already
+	more          [len(cureActions)]bool   // beyond those in left, many more attempts are allowed
 }
 
 // rates are cure rates, of a first attempt and of further ones.
@@ -289,6 +294,7 @@ func (p *Policy) price(s Situation) pricing {
 			x.failed[i], tried = true, max(s.Attempts[a], 1)
 		}
 		x.open[i], x.left[i] = true, int8(min(max(max(p.Attempts, 1)-tried, 0), mostAttempts))
+		x.more[i] = max(p.Attempts, 1)-tried > mostAttempts
 		if tried > 0 {
 			if x.left[i] == 0 {
 				x.open[i], x.why[i] = false, fmt.Sprintf("it was done at %s and the fault is back", at.UTC().Format("15:04:05"))
@@ -321,7 +327,7 @@ func (p *Policy) price(s Situation) pricing {
 	}
 	for i, open := range x.open {
 		if !open {
-			x.left[i] = 0
+			x.left[i], x.more[i] = 0, false
 		}
 	}
 	x.vms, x.weight = math.Max(x.vms, 1), math.Max(x.weight, 1)
@@ -335,7 +341,11 @@ func (p *Policy) price(s Situation) pricing {
 		x.soon, x.wait = 0, noise*attemptSeconds*x.weight
 	}
 	x.crash = s.Prediction.FailureProbability * x.whole
-	x.person = s.Prediction.FailureProbability * c.HandOverSeconds * x.weight
+	fault := s.FaultProbability
+	if fault == 0 {
+		fault = s.Prediction.FailureProbability
+	}
+	x.person = fault * c.HandOverSeconds * x.weight
 	return x
 }
 
@@ -377,14 +387,33 @@ type thought struct {
 	known [(mostAttempts + 1) * (mostAttempts + 1) * (mostAttempts + 1)]float64 // cost of the best by what is left, plus 1
 }
 
+// own is what an action costs by itself.
+func (x *pricing) own(i int) float64 {
+	p := &x.prices[i]
+	if p.one {
+		return p.freezeSeconds*x.weight + p.harm*x.whole/x.vms
+	}
+	return p.freezeSeconds*x.weight + p.harm*x.whole
+}
+
+// end is the cost of the best of what does not change the turns: a person, nothing, or to try an
+// action again and again until it cures.
+func (t *thought) end() float64 {
+	x := t.x
+	best := min(x.person, x.crash)
+	for i, more := range x.more {
+		if more {
+			fails := 1 - t.cure[1][i]
+			best = min(best, (x.own(i)+fails*x.wait)/(1-fails*(1-x.soon)+1e-9))
+		}
+	}
+	return best
+}
+
 // after is the cost of an action and of what follows, with the turns that are left then.
 func (t *thought) after(i int, failed bool, left turns) float64 {
-	x, p := t.x, &t.x.prices[i]
-	own := p.freezeSeconds*x.weight + p.harm*x.whole
-	if p.one {
-		own = p.freezeSeconds*x.weight + p.harm*x.whole/x.vms
-	}
-	return own + (1-t.cure[place(failed)][i])*(x.wait+(1-x.soon)*t.best(left))
+	x := t.x
+	return x.own(i) + (1-t.cure[place(failed)][i])*(x.wait+(1-x.soon)*t.best(left))
 }
 
 // best is the cost of the best of what can be done with the turns that are left.
@@ -396,7 +425,7 @@ func (t *thought) best(left turns) float64 {
 	if v := t.known[key]; v > 0 {
 		return v - 1
 	}
-	best := min(t.x.person, t.x.crash)
+	best := t.end()
 	for i, n := range left {
 		if n > 0 {
 			then := left
@@ -445,7 +474,7 @@ func (x *pricing) follows(cure rates, i int) string {
 	t := thought{x: x, cure: cure}
 	left := x.left
 	left[i]--
-	next, name := min(x.person, x.crash), "a person"
+	next, name := t.end(), "a person"
 	for j, words := range []string{"a recycle", "a preserving reset", "live migration"} {
 		if left[j] == 0 {
 			continue

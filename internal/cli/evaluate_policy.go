@@ -128,8 +128,8 @@ a policy is estimated from the decisions of another one (see 'tardigrade evaluat
 	size.add(cmd, 500)
 	from.add(cmd)
 	f := cmd.Flags()
-	f.IntVar(&logs, "logs", 20, "number of logs for the off-policy estimates of the last line")
-	f.IntVar(&faults, "faults", 100_000, "number of faults in each of them")
+	f.IntVar(&logs, "logs", 60, "number of logs for the off-policy estimates of the last line")
+	f.IntVar(&faults, "faults", 200_000, "number of faults in each of them")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
@@ -272,8 +272,8 @@ which share of the logs the 95 % interval has the truth in it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&logs, "logs", 100, "number of logs")
-	f.IntVar(&faults, "faults", 100_000, "number of faults in each log")
+	f.IntVar(&logs, "logs", 200, "number of logs")
+	f.IntVar(&faults, "faults", 200_000, "number of faults in each log")
 	f.Uint64Var(&seed, "seed", 1, "seed: the same one gives the same logs")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd

@@ -145,12 +145,12 @@ func draw(r *rand.Rand, costs predictor.Costs) (simulator.Case, int, error) {
 }
 
 // EvaluateOffPolicy logs the decisions of the policy that learns, as it begins: with stated
-// beliefs and exploration. From each of so many logs it estimates what the policy would cost
+// beliefs that are worth one outcome, and a tenth of its choices left to chance. From each of so many logs it estimates what the policy would cost
 // once it has learned, and compares that with the truth.
 func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs predictor.Costs, step func()) ([]OffPolicy, error) {
 	const vms = 8
 	r := rand.New(rand.NewPCG(seed, 0x0ff))
-	begin := predictor.Policy{Costs: costs, Cures: predictor.NewCures(predictor.BeliefWeight), Explore: 0.1}
+	begin := predictor.Policy{Costs: costs, Cures: predictor.NewCures(1), Explore: 0.1}
 	logging := tabulate(begin, vms, r)
 
 	// What is learned from a log of its own.
@@ -174,7 +174,7 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 			}
 		}
 	}
-	target := tabulate(predictor.Policy{Costs: costs, Cures: learned, Explore: 0.02, Greedy: true}, vms, r)
+	target := tabulate(predictor.Policy{Costs: costs, Cures: learned, Explore: 0.02}, vms, r)
 
 	truth, before := 0.0, 0.0
 	const cases = 200_000

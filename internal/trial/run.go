@@ -173,7 +173,7 @@ func (w *watch) step(samples []fleet.Sample) error {
 		if m.over++; m.over < 2 && odd < certain && !hangs {
 			continue
 		}
-		if err := w.consider(n, s); err != nil {
+		if err := w.consider(n, s, odd); err != nil {
 			return err
 		}
 	}
@@ -194,7 +194,7 @@ func (w *watch) settle(m *member, now time.Time) {
 }
 
 // consider asks the policy about a host that seems to have a fault, and does what it says.
-func (w *watch) consider(n int, s *fleet.Sample) error {
+func (w *watch) consider(n int, s *fleet.Sample, odd float64) error {
 	m := &w.members[n]
 	if s.Time.Before(m.repaired) {
 		return nil
@@ -213,13 +213,13 @@ func (w *watch) consider(n int, s *fleet.Sample) error {
 	best := w.model.Signature(w.s, m.x)
 	signature := fleet.Signature(w.model.Signatures()[best])
 	if m.unhealthy >= 2 {
-		signature, w.s[best] = fleet.SignatureServiceHang, 1
+		signature, w.s[best], odd = fleet.SignatureServiceHang, 1, max(odd, 0.95)
 		w.p[len(w.p)-1] = max(w.p[len(w.p)-1], 0.9)
 	}
 	situation := predictor.Situation{
 		Prediction: fleet.Prediction{Host: s.Host, Time: s.Time, State: fleet.PredictionScoring, FailureProbability: w.p[len(w.p)-1],
 			HorizonSeconds: w.model.Horizons()[len(w.p)-1].Seconds(), Signature: signature},
-		Host: h, SoonProbability: w.p[0], SignatureProbability: w.s[best],
+		Host: h, SoonProbability: w.p[0], FaultProbability: odd, SignatureProbability: w.s[best],
 	}
 	for i := range m.tried {
 		a := &m.tried[i]
