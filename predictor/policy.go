@@ -232,7 +232,11 @@ func (p Policy) Decide(s Situation, r *rand.Rand) Decision {
 					mean[turn][i] = b.draw(r)
 				}
 			}
-			d.Propensities[x.best(x.costs(mean))]++
+			drawn := x.best(x.costs(mean))
+			if drawn == none || drawn == person { // teaches nothing of any rate: it must be the best as far as is known
+				drawn = best
+			}
+			d.Propensities[drawn]++
 		}
 		for i := range d.Propensities {
 			d.Propensities[i] /= draws
