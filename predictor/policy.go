@@ -137,6 +137,10 @@ const (
 	draws = 200
 	// attemptSeconds is how long it takes until the outcome of an action is known.
 	attemptSeconds = 120
+	// personSeconds is how long it takes a person to deal with a host, and noiseSeconds how long a
+	// noisy neighbour goes on where nobody does.
+	personSeconds = 900
+	noiseSeconds  = 3600
 	// sureAt is the probability of the signature from which its cure rates are used.
 	sureAt = 0.5
 )
@@ -350,6 +354,11 @@ func (p *Policy) price(s Situation) pricing {
 		fault = s.Prediction.FailureProbability
 	}
 	x.person = fault * c.HandOverSeconds * x.weight
+	if s.Prediction.Signature == fleet.SignatureNoisyNeighbour { // and goes on until somebody ends it
+		perSecond := x.wait / attemptSeconds
+		x.person += fault * personSeconds * perSecond
+		x.crash = max(x.crash, s.Prediction.FailureProbability*noiseSeconds*perSecond)
+	}
 	return x
 }
 
