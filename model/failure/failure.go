@@ -191,13 +191,13 @@ func Train(ctx context.Context, e Examples, c Config) (*Model, error) {
 	}
 	everything := func(int) bool { return true }
 	var err error
-	if m.odd, err = learn(ctx, &e, gbdt.Config{Trees: oddTrees, Leaves: oddLeaves, Rate: 0.2, L2: 1, Seed: c.Seed}, everything, func(i int) bool { return e.Signature[i] != Sound }, e.Signature); err != nil {
+	if m.odd, err = learn(ctx, &e, gbdt.Config{Trees: oddTrees, Leaves: oddLeaves, Rate: 0.2, Seed: c.Seed}, everything, func(i int) bool { return e.Signature[i] != Sound }, e.Signature); err != nil {
 		return nil, fmt.Errorf("whether anything is wrong: %w", err)
 	}
 	step()
 	for _, h := range c.Horizons {
 		known := func(i int) bool { return e.Failure[i] <= h.Seconds() || e.Known[i] >= h.Seconds() }
-		f, err := learn(ctx, &e, gbdt.Config{Trees: c.Trees, Leaves: c.Leaves, L2: 1, Seed: c.Seed}, known, func(i int) bool { return e.Failure[i] <= h.Seconds() }, nil)
+		f, err := learn(ctx, &e, gbdt.Config{Trees: c.Trees, Leaves: c.Leaves, Seed: c.Seed}, known, func(i int) bool { return e.Failure[i] <= h.Seconds() }, nil)
 		if err != nil {
 			return nil, fmt.Errorf("failure within %v: %w", h, err)
 		}
@@ -208,7 +208,7 @@ func Train(ctx context.Context, e Examples, c Config) (*Model, error) {
 	for _, s := range m.signatures {
 		var f *gbdt.Model
 		if len(m.signatures) > 1 {
-			f, err = learn(ctx, &e, gbdt.Config{Trees: c.Trees / 2, Leaves: c.Leaves, Rate: 0.2, L2: 1, Seed: c.Seed}, wrong, func(i int) bool { return e.Signature[i] == s }, nil)
+			f, err = learn(ctx, &e, gbdt.Config{Trees: c.Trees / 2, Leaves: c.Leaves, Rate: 0.2, Seed: c.Seed}, wrong, func(i int) bool { return e.Signature[i] == s }, nil)
 		} else { // there is nothing to tell it from
 			f = m.odd
 		}
@@ -248,7 +248,10 @@ func learn(ctx context.Context, e *Examples, c gbdt.Config, use, yes func(int) b
 		d.Weight = append(d.Weight, w)
 	}
 	c.Features = e.Features
-	balance(&train, classes)
+	if len(train.X) > 0 && (slices.Max(train.Weight) > 50*slices.Min(train.Weight) || rare(train.Y)) {
+		balance(&train, classes)
+		c.L2 = 1
+	}
 	m, err := gbdt.Train(ctx, train, c)
 	if err != nil {
 		return nil, err
@@ -260,6 +263,17 @@ func learn(ctx context.Context, e *Examples, c gbdt.Config, use, yes func(int) b
 		}
 	}
 	return m, nil
+}
+
+// rare tells whether under one in five hundred is a yes.
+func rare(y []bool) bool {
+	n := 0
+	for _, v := range y {
+		if v {
+			n++
+		}
+	}
+	return n*500 < len(y)
 }
 
 // balance makes yes and no weigh the same, and within them the classes, and dampens weights to
