@@ -2,12 +2,14 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/tardigrade-recovery/tardigrade/notebooks-go/explore"
+	"github.com/tardigrade-recovery/tardigrade/notebooks-go/models"
 	"github.com/tardigrade-recovery/tardigrade/notebooks-go/page"
 )
 
@@ -17,6 +19,7 @@ const seed = 1
 func pages() map[string]func() (page.Page, error) {
 	return map[string]func() (page.Page, error){
 		"explore": func() (page.Page, error) { return explore.Page(seed) },
+		"models":  func() (page.Page, error) { return models.Page(context.Background(), seed) },
 	}
 }
 
@@ -33,7 +36,7 @@ func main() {
 	}
 }
 
-var order = []string{"explore"}
+var order = []string{"explore", "models"}
 
 func write(dir string, names []string) error {
 	if len(names) == 0 {
