@@ -11,6 +11,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/notebooks-go/explore"
 	"github.com/tardigrade-recovery/tardigrade/notebooks-go/models"
 	"github.com/tardigrade-recovery/tardigrade/notebooks-go/page"
+	"github.com/tardigrade-recovery/tardigrade/notebooks-go/policies"
 )
 
 // seed is that of all pages, so that they are the same each time.
@@ -18,8 +19,9 @@ const seed = 1
 
 func pages() map[string]func() (page.Page, error) {
 	return map[string]func() (page.Page, error){
-		"explore": func() (page.Page, error) { return explore.Page(seed) },
-		"models":  func() (page.Page, error) { return models.Page(context.Background(), seed) },
+		"explore":  func() (page.Page, error) { return explore.Page(seed) },
+		"models":   func() (page.Page, error) { return models.Page(context.Background(), seed) },
+		"policies": func() (page.Page, error) { return policies.Page(context.Background(), policies.Small(seed)) },
 	}
 }
 
@@ -36,7 +38,7 @@ func main() {
 	}
 }
 
-var order = []string{"explore", "models"}
+var order = []string{"explore", "models", "policies"}
 
 func write(dir string, names []string) error {
 	if len(names) == 0 {
