@@ -2,6 +2,8 @@ package explore
 
 import (
 	"bytes"
+	"compress/gzip"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -126,5 +128,57 @@ func TestWhatIsNotThereIsNamed(t *testing.T) {
 	d.faults = nil
 	if _, err := d.Overview(); err == nil || !strings.Contains(err.Error(), "faults.jsonl") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestLabelledSeriesAreShown makes a directory whose second column moves in its only event.
+func TestLabelledSeriesAreShown(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, compressed bool, text string) {
+		t.Helper()
+		var b bytes.Buffer
+		if compressed {
+			z := gzip.NewWriter(&b)
+			if _, err := z.Write([]byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Close(); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			b.WriteString(text)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	train, test := "calm,moves\n", "calm,moves,label\n"
+	for i := range 100 {
+		train += fmt.Sprintf("%d,%d\n", i%3, i%5)
+		moves, label := i%5, 0
+		if i >= 40 && i < 60 {
+			moves, label = 50, 1
+		}
+		test += fmt.Sprintf("%d,%d,%d\n", i%3, moves, label)
+	}
+	write("series.csv", false, "series,vus_window\none,10\n")
+	write("one.train.csv.gz", true, train)
+	write("one.test.csv.gz", true, test)
+	p, err := PublicPage(dir, "made up")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := p.Sections[0]
+	if got := strings.Join(s.Tables[0].Rows[0], " "); got != "one 2 100 100 20.0 % 1 20" {
+		t.Error(got)
+	}
+	if title := s.Figures[0].Plots[0].Title.Text; !strings.HasPrefix(title, "moves, ") {
+		t.Errorf("what moved most is %s", title)
+	}
+	if _, err := p.Render(); err != nil {
+		t.Error(err)
+	}
+	if _, err := PublicPage(t.TempDir(), ""); err == nil {
+		t.Error("an empty directory has a page")
 	}
 }

@@ -29,9 +29,9 @@ type Size struct {
 	Seed uint64
 }
 
-// Small takes seconds.
+// Small takes half a minute of a processor.
 func Small(seed uint64) Size {
-	return Size{Hosts: 60, Days: 10, TrainHosts: 60, TrainDays: 10, Logs: 40, Seed: seed}
+	return Size{Hosts: 120, Days: 15, TrainHosts: 100, TrainDays: 12, Logs: 40, Seed: seed}
 }
 
 // costs are the default ones of serve.
@@ -154,6 +154,6 @@ func Page(ctx context.Context, s Size) (page.Page, error) {
 		return page.Page{}, err
 	}
 	return page.Page{Name: "policies", Title: "Recovery policies",
-		Text:     fmt.Sprintf("On a small simulated fleet (seed %d). Written by `make pages`; the same as a notebook: [policies.ipynb](../policies.ipynb).", s.Seed),
+		Text:     fmt.Sprintf("On a small simulated fleet (seed %d). Written by `make pages`; a smaller one as a notebook: [policies.ipynb](../policies.ipynb).", s.Seed),
 		Sections: []page.Section{compared, off}}, nil
 }

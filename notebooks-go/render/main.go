@@ -27,15 +27,34 @@ func pages() map[string]func() (page.Page, error) {
 
 func main() {
 	out := flag.String("out", "notebooks-go/pages", "`directory` to write to")
+	public := flag.String("series", "", "`directory` of labelled series of real hosts (go doc ./datasets/series): writes a page of them instead")
+	source := flag.String("source", "", "`text` for that page: what the series are, and where from")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "Writes the pages of the analyses, all of them unless some are named: render [--out DIR] [PAGE…]")
+		fmt.Fprintln(flag.CommandLine.Output(), "Writes the pages of the analyses, all of them unless some are named: render [--out DIR] [PAGE…], or render [--out DIR] --series DIR")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	if err := write(*out, flag.Args()); err != nil {
+	err := error(nil)
+	if *public != "" {
+		err = writeSeries(*out, *public, *source)
+	} else {
+		err = write(*out, flag.Args())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "render:", err)
 		os.Exit(1)
 	}
+}
+
+func writeSeries(dir, from, source string) error {
+	p, err := explore.PublicPage(from, source)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return p.Write(dir)
 }
 
 var order = []string{"explore", "models", "policies"}
