@@ -158,6 +158,28 @@ func TestAnIncidentIsNotLearned(t *testing.T) {
 	}
 }
 
+func TestSlowDriftIsFollowed(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	rows := host(r, 22_000, 6)
+	d := newDetector(t, 6, 2000)
+	observe(d, rows[:2000])
+	episodes, last := 0, -apart
+	for i, x := range rows[2000:] {
+		// Within two weeks at a sample a minute, by ten and by two deviations.
+		x[1] += float64(i) / 20_000
+		x[4] -= 2 * float64(i) / 20_000
+		if _, tail := d.Observe(time.Time{}, x); tail < 1e-3 {
+			if i-last >= apart {
+				episodes++
+			}
+			last = i
+		}
+	}
+	if episodes > 60 {
+		t.Errorf("%d episodes of one in a thousand in 20,000 samples", episodes)
+	}
+}
+
 func BenchmarkObserve(b *testing.B) {
 	d := newDetector(b, 38, 1000)
 	rows := host(rand.New(rand.NewPCG(1, 2)), 3000, 38)
