@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -36,6 +37,8 @@ var unitMetrics = each("unit",
 	ratio("unit_memory_used_ratio", "unit_memory_bytes of the unit's limit; missing without one", "cgroup memory.max, memory.limit_in_bytes"),
 	gauge("unit_cpus_used", "1", "CPUs that the unit keeps busy", "cgroup cpu.stat, cpuacct.usage"),
 	gauge("unit_tasks", "1", "threads of the unit", "cgroup pids.current, or processes in cgroup.procs"),
+	gauge("unit_open_files", "1", "open files of the unit's first process", "/proc/*/fd"),
+	ratio("unit_open_files_used_ratio", "unit_open_files of the most that the process may have", "/proc/*/limits"),
 	rate("unit_oom_kills_per_second", "1/s", "processes of the unit killed for want of memory", "cgroup memory.events"),
 	ratio("unit_pressure_cpu_ratio", "share of time in which a task of the unit waited for a CPU", "cgroup cpu.pressure"),
 	ratio("unit_pressure_memory_ratio", "share of time in which a task of the unit waited for memory", "cgroup memory.pressure"),
@@ -185,11 +188,15 @@ func (s *unitSource) one(f *frame, u *unit) (running bool, err error) {
 			return false, nil
 		}
 	}
-	pids, resident := s.processes(u)
+	pids, resident, first := s.processes(u)
 	if pids == 0 {
 		return false, nil
 	}
 	set := func(metric string, v float64) { f.setOf(metric, u.name, v) }
+	if open, most := s.openFiles(first); !math.IsNaN(open) {
+		set("unit_open_files", open)
+		set("unit_open_files_used_ratio", share(open, most))
+	}
 
 	memory := resident
 	if memory == 0 { // no process takes none: they could not be asked
@@ -356,9 +363,54 @@ func (s *unitSource) open(u *unit, tree, rel string) {
 // maxProcesses bounds how many processes of one unit are looked at.
 const maxProcesses = 512
 
+// openFiles is how many files a process has open, and how many it may have; NaN where
+// it is gone or may not be asked. Linux tells the number as the size of the directory
+// since 6.2; before that they are counted.
+func (s *unitSource) openFiles(pid uint64) (open, most float64) {
+	if pid == 0 {
+		return math.NaN(), math.NaN()
+	}
+	dir := filepath.Join(s.h.proc, strconv.FormatUint(pid, 10))
+	info, err := os.Stat(filepath.Join(dir, "fd"))
+	if err != nil {
+		return math.NaN(), math.NaN()
+	}
+	open = float64(info.Size())
+	if open == 0 {
+		names, err := readNames(filepath.Join(dir, "fd"))
+		if err != nil {
+			return math.NaN(), math.NaN()
+		}
+		open = float64(len(names))
+	}
+	most = math.NaN()
+	if b, err := os.ReadFile(filepath.Join(dir, "limits")); err == nil {
+		if _, rest, ok := bytes.Cut(b, []byte("Max open files")); ok {
+			if v, _, ok := cutUint(bytes.TrimLeft(rest, " ")); ok {
+				most = float64(v)
+			}
+		}
+	}
+	return open, most
+}
+
+// readNames lists a directory, bounded.
+func readNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(1 << 20)
+	if err == io.EOF {
+		err = nil
+	}
+	return names, err
+}
+
 // processes counts the processes of the unit and, where no memory controller
-// does it, adds up their private resident memory.
-func (s *unitSource) processes(u *unit) (pids int, resident float64) {
+// does it, adds up their private resident memory. first is the first of them.
+func (s *unitSource) processes(u *unit) (pids int, resident float64, first uint64) {
 	if u.memory == nil {
 		resident = 0
 	} else {
@@ -367,12 +419,17 @@ func (s *unitSource) processes(u *unit) (pids int, resident float64) {
 	b, err := u.procs.read()
 	if err == nil {
 		s.add(b, &pids, &resident)
+		for len(b) > 0 && first == 0 {
+			var line []byte
+			line, b = cutLine(b)
+			first, _ = parseUint(trimSpace(line))
+		}
 	}
 	if pids == 0 || u.memory == nil {
 		// Services may put their processes into cgroups of their own making.
 		s.below(filepath.Join(u.tree, u.dir), 3, &pids, &resident)
 	}
-	return pids, resident
+	return pids, resident, first
 }
 
 func (s *unitSource) below(dir string, depth int, pids *int, resident *float64) {

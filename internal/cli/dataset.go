@@ -17,7 +17,7 @@ import (
 
 func (a *app) dataset() *cobra.Command {
 	cmd := &cobra.Command{Use: "dataset", Short: "Make data to train and to judge models on"}
-	cmd.AddCommand(a.datasetSimulate())
+	cmd.AddCommand(a.datasetSimulate(), a.datasetRecord(), a.datasetService(), a.datasetSampler())
 	return cmd
 }
 
