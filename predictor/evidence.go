@@ -3,6 +3,7 @@ package predictor
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"strings"
 	"time"
 
@@ -24,8 +25,11 @@ type evidence struct {
 	schema  *fleet.Schema
 	health  []healthSeries
 	memory  []memorySeries
+	limits  []limitSeries
 	counts  []countSeries
-	avail   int // memory_available_bytes, or -1
+	avail   int    // memory_available_bytes, or -1
+	resent  int    // tcp_retransmit_ratio, or -1
+	lossy   uint32 // the last samples, a bit each
 	availV  float64
 	haveVal bool
 }
@@ -45,6 +49,45 @@ type memorySeries struct {
 	trend              trend
 	limit              float64
 }
+
+// limitSeries is a share of something limited that is used up, or a number that grows.
+type limitSeries struct {
+	column   int
+	instance string
+	kind     *limited
+	trend    trend
+}
+
+// limited is a metric of which a steady growth ends badly.
+type limited struct {
+	metric    string
+	signature fleet.Signature
+	// left is true where the metric is the share that is left, not the one that is used.
+	left bool
+	// open is true for a number without a known limit.
+	open bool
+	what string
+}
+
+// limits lists them. The metric of the whole host stands for those of its parts where it
+// is the worst of them.
+var limits = [...]limited{
+	{metric: "unit_open_files_used_ratio", signature: fleet.SignatureServiceHang, what: "the open files of %s"},
+	{metric: "unit_tasks", signature: fleet.SignatureServiceHang, open: true, what: "the tasks of %s"},
+	{metric: "file_handles_used_ratio", signature: fleet.SignatureServiceHang, what: "the open files of the host"},
+	{metric: "filesystem_available_min_ratio", signature: fleet.SignatureDisk, left: true, what: "the fullest file system"},
+	{metric: "filesystem_inodes_free_min_ratio", signature: fleet.SignatureDisk, left: true, what: "the inodes of the fullest file system"},
+}
+
+const (
+	limitGrowth = 0.03 // of what there is, within the window
+	openGrowth  = 16   // of a number without a limit
+	openRatio   = 1.5  // of the smallest value in the window
+	openChance  = 0.5  // that such a growth ends badly
+	resentRatio = 0.03 // of the segments sent, from which a sample counts as lossy
+	lossyOf     = 20   // last samples
+	lossyLeast  = 6    // that must be lossy
+)
 
 type countSeries struct {
 	column    int
@@ -82,6 +125,10 @@ func Metrics() []string {
 	for _, z := range soundlyZero {
 		out = append(out, z.metric)
 	}
+	for _, l := range limits {
+		out = append(out, l.metric)
+	}
+	out = append(out, resent)
 	for m := range unscored {
 		out = append(out, m)
 	}
@@ -102,6 +149,7 @@ const (
 	unitHealthy    = "unit_healthy"
 	unitActive     = "unit_active"
 	availableBytes = "memory_available_bytes"
+	resent         = "tcp_retransmit_ratio"
 )
 
 // restart forgets trends and counts after a boot.
@@ -123,7 +171,7 @@ func (e *evidence) recovered() {
 
 func (e *evidence) align(s *fleet.Schema) {
 	old := *e
-	*e = evidence{schema: s, avail: s.Index(availableBytes)}
+	*e = evidence{schema: s, avail: s.Index(availableBytes), resent: s.Index(resent), lossy: old.lossy}
 	for i, name := range s.Names() {
 		metric, instance := fleet.SplitSeries(name)
 		switch metric {
@@ -143,6 +191,17 @@ func (e *evidence) align(s *fleet.Schema) {
 				}
 			}
 			e.memory = append(e.memory, m)
+		}
+		for k := range limits {
+			if metric == limits[k].metric {
+				l := limitSeries{column: i, instance: instance, kind: &limits[k]}
+				for _, o := range old.limits {
+					if o.kind == l.kind && o.instance == instance {
+						l.trend = o.trend
+					}
+				}
+				e.limits = append(e.limits, l)
+			}
 		}
 		for _, z := range soundlyZero {
 			if metric == z.metric {
@@ -181,6 +240,20 @@ func (e *evidence) observe(s *fleet.Sample) {
 		m.limit = math.NaN()
 		if m.usedColumn >= 0 && s.Values[m.usedColumn] > 0 {
 			m.limit = s.Values[m.column] / s.Values[m.usedColumn]
+		}
+	}
+	for i := range e.limits {
+		l := &e.limits[i]
+		v := s.Values[l.column]
+		if l.kind.left {
+			v = 1 - v
+		}
+		l.trend.add(s.Time, v)
+	}
+	if e.resent >= 0 && !math.IsNaN(s.Values[e.resent]) {
+		e.lossy <<= 1
+		if s.Values[e.resent] >= resentRatio {
+			e.lossy |= 1
 		}
 	}
 	for i := range e.counts {
@@ -226,6 +299,14 @@ func (e *evidence) judge(horizon time.Duration) finding {
 			consider(f)
 		}
 	}
+	for i := range e.limits {
+		if f, ok := e.limits[i].judge(horizon); ok {
+			consider(f)
+		}
+	}
+	if n := bits.OnesCount32(e.lossy & (1<<lossyOf - 1)); n >= lossyLeast {
+		consider(finding{fleet.SignatureNetwork, "", 0.5, []string{fmt.Sprintf("TCP had to send much again in %d of the last %d samples", n, lossyOf)}})
+	}
 	for _, c := range e.counts {
 		if c.hits >= countHits {
 			where := ""
@@ -266,6 +347,39 @@ func (m *memorySeries) judge(horizon time.Duration, available float64, haveAvail
 	return finding{fleet.SignatureMemoryLeak, m.unit, probability, []string{fmt.Sprintf(
 		"%s grew by %.0f MiB in %.0f s, steadily (%.1f MiB/s): it reaches %s in %s",
 		m.unit, grown/(1<<20), m.trend.span().Seconds(), slope/(1<<20), what, left.Round(time.Second))}}, true
+}
+
+// judge tells whether what is limited is used up along a straight line, and would be gone
+// within a few horizons.
+func (l *limitSeries) judge(horizon time.Duration) (finding, bool) {
+	slope, fit, low, high, n := l.trend.line()
+	if n < trendLeast || slope <= 0 || fit < leakFit {
+		return finding{}, false
+	}
+	what := l.kind.what
+	if strings.Contains(what, "%s") {
+		what = fmt.Sprintf(what, l.instance)
+	}
+	span := l.trend.span().Seconds()
+	if l.kind.open {
+		if high-low < openGrowth || high < openRatio*low {
+			return finding{}, false
+		}
+		return finding{l.kind.signature, l.instance, openChance, []string{fmt.Sprintf(
+			"%s grew from %.0f to %.0f in %.0f s, steadily", what, low, high, span)}}, true
+	}
+	if high-low < limitGrowth {
+		return finding{}, false
+	}
+	left := time.Duration(max(1-high, 0) / slope * float64(time.Second))
+	ratio := left.Seconds() / horizon.Seconds()
+	probability := 1 / (1 + ratio*ratio) // one half where it lasts exactly one horizon
+	if probability < 0.1 {
+		return finding{}, false
+	}
+	return finding{l.kind.signature, l.instance, probability, []string{fmt.Sprintf(
+		"%s grew from %.0f %% to %.0f %% of what there is in %.0f s, steadily: nothing is left in %s",
+		what, 100*low, 100*high, span, left.Round(time.Second))}}, true
 }
 
 // trend keeps the last samples of a series for a straight line through them.

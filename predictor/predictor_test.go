@@ -426,3 +426,33 @@ func TestSuspectNamesACulpritOnlyWhereThereIsOne(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsUsedUpIsSeenBeforeItIsGone(t *testing.T) {
+	for _, c := range []struct {
+		series    string
+		at        func(second int) float64
+		signature fleet.Signature
+		culprit   string
+	}{
+		{"unit_open_files_used_ratio{a.service}", func(s int) float64 { return 0.1 + 0.005*float64(s) }, fleet.SignatureServiceHang, "a.service"},
+		{"unit_open_files_used_ratio{a.service}", func(s int) float64 { return 0.5 + 0.1*float64(s%2) }, fleet.SignatureNone, ""},
+		{"unit_tasks{a.service}", func(s int) float64 { return 8 + 2*float64(s) }, fleet.SignatureServiceHang, "a.service"},
+		{"unit_tasks{a.service}", func(s int) float64 { return 8 + float64(s%7) }, fleet.SignatureNone, ""},
+		{"filesystem_available_min_ratio", func(s int) float64 { return 0.4 - 0.002*float64(s) }, fleet.SignatureDisk, ""},
+		{"filesystem_available_min_ratio", func(s int) float64 { return 0.4 - 1e-7*float64(s) }, fleet.SignatureNone, ""},
+		{"filesystem_available_min_ratio", func(s int) float64 { return 0.2 + 0.002*float64(s) }, fleet.SignatureNone, ""},
+		{"tcp_retransmit_ratio", func(s int) float64 { return 0.1 * float64(s%2) }, fleet.SignatureNetwork, ""},
+		{"tcp_retransmit_ratio", func(s int) float64 { return 0.1 * float64((s%10)/9) }, fleet.SignatureNone, ""},
+	} {
+		v := map[string]float64{}
+		w := newWorld(t, v, c.series)
+		var p fleet.Prediction
+		for s := range 60 {
+			v[c.series] = c.at(s)
+			p = w.step()
+		}
+		if p.Signature != c.signature || p.Culprit != c.culprit {
+			t.Errorf("%s from %v to %v: %s %q %v", c.series, c.at(0), c.at(59), p.Signature, p.Culprit, p.Evidence)
+		}
+	}
+}
