@@ -14,6 +14,8 @@ need ip iproute2
 need zstd zstd
 need pgrep procps
 need tar tar
+need stress-ng stress-ng
+need nft nftables
 need libvirtd libvirt-daemon
 need ipmi_sim openipmi
 need mke2fs e2fsprogs

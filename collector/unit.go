@@ -36,7 +36,7 @@ var unitMetrics = each("unit",
 	gauge("unit_memory_bytes", "bytes", "memory of the unit: its cgroup's, or where there is no memory controller the private resident memory of its processes", "cgroup memory.current, memory.usage_in_bytes, or /proc/*/statm"),
 	ratio("unit_memory_used_ratio", "unit_memory_bytes of the unit's limit; missing without one", "cgroup memory.max, memory.limit_in_bytes"),
 	gauge("unit_cpus_used", "1", "CPUs that the unit keeps busy", "cgroup cpu.stat, cpuacct.usage"),
-	gauge("unit_tasks", "1", "threads of the unit", "cgroup pids.current, or processes in cgroup.procs"),
+	gauge("unit_tasks", "1", "threads of the unit; without a controller that counts them, those of its first process and all other processes", "cgroup pids.current, or cgroup.procs and /proc/*/stat"),
 	gauge("unit_open_files", "1", "open files of the unit's first process", "/proc/*/fd"),
 	ratio("unit_open_files_used_ratio", "unit_open_files of the most that the process may have", "/proc/*/limits"),
 	rate("unit_oom_kills_per_second", "1/s", "processes of the unit killed for want of memory", "cgroup memory.events"),
@@ -214,7 +214,7 @@ func (s *unitSource) one(f *frame, u *unit) (running bool, err error) {
 	}
 	set("unit_memory_bytes", memory)
 
-	tasks := float64(pids)
+	tasks := float64(pids - 1 + s.threads(first))
 	if u.tasks != nil {
 		if v, err := u.tasks.number(); err == nil {
 			tasks = float64(v)
@@ -362,6 +362,23 @@ func (s *unitSource) open(u *unit, tree, rel string) {
 
 // maxProcesses bounds how many processes of one unit are looked at.
 const maxProcesses = 512
+
+// threads is how many a process has, at least 1.
+func (s *unitSource) threads(pid uint64) int {
+	b, err := os.ReadFile(filepath.Join(s.h.proc, strconv.FormatUint(pid, 10), "stat"))
+	if err != nil {
+		return 1
+	}
+	// After the name, which may hold anything, it is the 18th field.
+	b = b[bytes.LastIndexByte(b, ')')+1:]
+	for range 17 {
+		_, b = cutField(b)
+	}
+	if n, _, ok := cutUint(bytes.TrimLeft(b, " ")); ok && n > 0 && n < 1<<22 {
+		return int(n)
+	}
+	return 1
+}
 
 // openFiles is how many files a process has open, and how many it may have; NaN where
 // it is gone or may not be asked. Linux tells the number as the size of the directory

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -253,18 +254,22 @@ func (r *run) record(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer console.Close()
-	host := exec.CommandContext(ctx, "systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--private-network",
+	host := exec.Command("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--private-network",
 		"--machine=tardigrade-"+filepath.Base(dir), "--directory="+filepath.Join(dir, "root"), "--bind-ro=/usr", "--bind-ro="+cfg.Program+":/tardigrade", "--bind="+share+":/share")
 	host.Stdout, host.Stderr = console, console
-	host.Cancel = func() error { return host.Process.Signal(syscall.SIGTERM) }
-	host.WaitDelay = 15 * time.Second
 	if err := start(host, filepath.Base(dir)); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- host.Wait() }()
 	defer func() {
-		_ = host.Process.Signal(syscall.SIGTERM)
+		// The host's first process is the child of nspawn; with it all others end.
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", host.Process.Pid))
+		for _, child := range strings.Fields(string(children)) {
+			if pid, err := strconv.Atoi(child); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
 		select {
 		case <-ended:
 		case <-time.After(15 * time.Second):
