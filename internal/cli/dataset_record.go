@@ -40,7 +40,7 @@ began and when the health check failed. The hosts' processes, files and networks
 and end with the run; CPUs, memory and disks are this machine's, which the faults cpu-hog,
 fork-storm and io-stall load while they last.
 
-It needs root, and the packages systemd-container, dbus, stress-ng and nftables.`,
+It needs root, and the packages systemd-container, dbus, e2fsprogs, stress-ng and nftables.`,
 		Example: `  tardigrade dataset record --out recorded --runs 3 --parallel 4`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

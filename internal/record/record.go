@@ -111,6 +111,9 @@ type Config struct {
 // failedChecks in a row make a failure.
 const failedChecks = 3
 
+// diskBytes is the size of a host's /data.
+const diskBytes = 96 << 20
+
 // after is for how long a failed host is watched on.
 const after = 5 * time.Second
 
@@ -161,7 +164,7 @@ func Run(ctx context.Context, cfg Config, out string) (telemetry.Manifest, []Fau
 	if os.Getuid() != 0 {
 		return none, nil, errors.New("recording boots hosts with systemd-nspawn: run it as root")
 	}
-	for program, pkg := range map[string]string{"systemd-nspawn": "systemd-container", "stress-ng": "stress-ng", "nft": "nftables", "dbus-daemon": "dbus"} {
+	for program, pkg := range map[string]string{"systemd-nspawn": "systemd-container", "stress-ng": "stress-ng", "nft": "nftables", "mke2fs": "e2fsprogs", "dbus-daemon": "dbus"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return none, nil, fmt.Errorf("recording needs %s: install the package %s", program, pkg)
 		}
@@ -249,13 +252,18 @@ func (r *run) record(ctx context.Context, cfg Config) (err error) {
 	if err := makeHost(dir, cfg); err != nil {
 		return err
 	}
+	disk := filepath.Join(dir, "data")
+	if err := makeDisk(ctx, disk); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, syscall.Unmount(disk, 0)) }()
 	console, err := os.Create(filepath.Join(dir, "console"))
 	if err != nil {
 		return err
 	}
 	defer console.Close()
 	host := exec.Command("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--private-network",
-		"--machine=tardigrade-"+filepath.Base(dir), "--directory="+filepath.Join(dir, "root"), "--bind-ro=/usr", "--bind-ro="+cfg.Program+":/tardigrade", "--bind="+share+":/share")
+		"--machine=tardigrade-"+filepath.Base(dir), "--directory="+filepath.Join(dir, "root"), "--bind-ro=/usr", "--bind-ro="+cfg.Program+":/tardigrade", "--bind="+share+":/share", "--bind="+disk+":/data")
 	host.Stdout, host.Stderr = console, console
 	if err := start(host, filepath.Base(dir)); err != nil {
 		return err
@@ -521,18 +529,35 @@ func makeHost(dir string, cfg Config) error {
 	return os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o444)
 }
 
+// makeDisk mounts a small file system of its own, in a file beside it.
+func makeDisk(ctx context.Context, at string) error {
+	if err := os.Mkdir(at, 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(at + ".img")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(diskBytes), f.Close()); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"mke2fs", "-q", "-t", "ext4", f.Name()}, {"mount", "-o", "loop", f.Name(), at}} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, tail(out))
+		}
+	}
+	return nil
+}
+
 func unitFiles(interval time.Duration) map[string]string {
 	files := map[string]string{
 		"tardigrade.target": "[Unit]\nRequires=basic.target\nWants=dbus.service sampler.service hog.path " + strings.Join(services, ".service ") + ".service\nAfter=basic.target\nAllowIsolate=yes\n",
 		"sampler.service":   "[Service]\nExecStart=/tardigrade dataset sampler --config /etc/agent.yaml --out /share/samples.jsonl\nNice=-15\n",
-		"data.mount":        "[Mount]\nWhat=tmpfs\nWhere=/data\nType=tmpfs\nOptions=size=96M\n",
 		"hog.path":          "[Path]\nPathExists=/share/fault\n",
 		"hog.service":       "[Unit]\nStartLimitIntervalSec=0\n[Service]\nNice=-5\nExecStart=/bin/sh /etc/hogs\n",
 	}
 	for i, name := range services {
-		files[name+".service"] = fmt.Sprintf(`[Unit]
-RequiresMountsFor=/data
-[Service]
+		files[name+".service"] = fmt.Sprintf(`[Service]
 ExecStartPre=/bin/mkdir -p /data/%[1]s /var/lib/%[1]s
 ExecStart=/tardigrade dataset service --listen 127.0.0.1:%[2]d --store /data/%[1]s --log /var/lib/%[1]s --share %[3]s
 Nice=10

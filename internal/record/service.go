@@ -76,7 +76,7 @@ func (s *service) work(ctx context.Context) error {
 		copy(data, sum[:])
 	}
 	for _, dir := range []string{s.dir, s.log} {
-		if err := keep(dir, data); err != nil {
+		if err := keep(dir, append(make([]byte, 256<<10), data...)); err != nil {
 			return err
 		}
 	}
@@ -86,9 +86,10 @@ func (s *service) work(ctx context.Context) error {
 // rounds of a hash over a page are some 20 ms of a CPU.
 const rounds = 4000
 
-// keep writes to a directory and waits until it is on its disk.
+// keep writes to a directory and waits until it is on its disk. What the last request wrote
+// goes when this one's is kept.
 func keep(dir string, data []byte) error {
-	f, err := os.CreateTemp(dir, "request-*")
+	f, err := os.CreateTemp(dir, "request-*.new")
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,10 @@ func keep(dir string, data []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), filepath.Join(dir, "request"))
 }
 
 // follow waits for a fault and lets it grow.
@@ -162,8 +166,8 @@ func (s *service) worsen(kind Kind, n int) error {
 		_, err := s.store.Write(make([]byte, 512<<10))
 		return err
 	case ForkStorm:
-		for range n {
-			if err := exec.Command("sh", "-c", "while :; do :; done").Start(); err != nil {
+		for range 1 + n/10 {
+			if err := exec.Command("sh", "-c", "while :; do sleep 0.05; done").Start(); err != nil {
 				return err
 			}
 		}
