@@ -123,8 +123,8 @@ type truth struct {
 	Ending    string          `json:"ending"`
 }
 
-// Incidents turns the directory's faults into incidents: one that crashed the host is from
-// the crash on, any other from when it could be seen.
+// Incidents turns the directory's faults into incidents: one that crashed the host, or made its
+// service fail, is from then on, any other from when it could be seen.
 func (d directory) Incidents() ([]fleet.Incident, error) {
 	var out []fleet.Incident
 	err := d.set.Faults(func(line []byte) error {
@@ -139,7 +139,7 @@ func (d directory) Incidents() ([]fleet.Incident, error) {
 		if i.From.IsZero() {
 			return nil // it never showed
 		}
-		if f.Ending == "crashed" {
+		if f.Ending == "crashed" || f.Ending == "failed" {
 			i.Failed, i.Seen, i.From = true, f.Effect, f.End
 		}
 		if i.To.IsZero() { // lasts beyond the end of the data
