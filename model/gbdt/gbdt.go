@@ -25,7 +25,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/calibrate"
 )
 
-// Config says how to learn. The zero value has the defaults, which are scikit-learn's but for the rate.
+// Config says how to learn. The zero value has the defaults, which are scikit-learn's but for the rate and L2.
 type Config struct {
 	// Trees is how many to learn, 100 by default, and Leaves how many a tree has at most,
 	// 31 by default.
@@ -36,7 +36,8 @@ type Config struct {
 	Rate float64
 	// MinLeaf is how many rows a leaf has at least, 20 by default.
 	MinLeaf int
-	// L2 shrinks what leaves answer: it is added to their curvature. 0 by default.
+	// L2 shrinks what leaves answer: it is added to their curvature. 1 by default; a very small
+	// one, such as 1e-9, shrinks nothing.
 	L2 float64
 	// Bins is into how many a feature's values are put, 2..255, 255 by default.
 	Bins int
@@ -302,6 +303,9 @@ func (c *Config) complete(rows, features int) error {
 	set(&c.Bins, missingBin)
 	if c.Rate == 0 {
 		c.Rate = 0.1 * min(max(math.Pow(float64(rows)/20_000, 0.2), 1), 1.4)
+	}
+	if c.L2 == 0 {
+		c.L2 = 1
 	}
 	if c.FeatureShare == 0 {
 		c.FeatureShare = 1
