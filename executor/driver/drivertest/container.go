@@ -240,6 +240,9 @@ func (b *Booted) stop() (console string, err error) {
 	select {
 	case <-b.done:
 	case <-time.After(10 * time.Second):
+		if pid, err := b.PID(); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it would outlive the other
+		}
 		_ = b.cmd.Process.Kill()
 		<-b.done
 	}
