@@ -47,7 +47,7 @@ var units = map[string]string{
 	"libvirtd.service":                 "[Unit]\nAfter=network.target NetworkManager.service\n" + simple,
 	"NetworkManager.service":           "[Unit]\nAfter=prometheus-node-exporter.service\n" + simple,
 	"prometheus-node-exporter.service": simple,
-	"virtqemud.service":                "[Service]\nExecStart=/bin/sh -c '/tmp/qemu-system-x86_64 infinity & exec sleep infinity'\n",
+	"virtqemud.service":                "[Service]\nTimeoutStopSec=1s\nExecStart=/bin/sh -c '/tmp/qemu-system-x86_64 infinity & exec sleep infinity'\n",
 	"multipathd.service":               simple,
 	"iscsid.service":                   simple,
 	"neutron-dhcp-agent.service":       "[Service]\nType=simple\nBusName=org.freedesktop.DBus\nExecStart=/bin/sleep infinity\n",
