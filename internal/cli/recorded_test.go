@@ -1,0 +1,28 @@
+package cli
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// TestRecordedFaultsAreForeseen runs what serve does over the recorded faults.
+func TestRecordedFaultsAreForeseen(t *testing.T) {
+	out, err := run(t, "replay", "--data", "../../datasets/recorded", "--config", file(t, "model: {learn: 40s}\n"), "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	var sums struct {
+		Failures       int     `json:"failures"`
+		Foreseen       int     `json:"foreseen"`
+		SignatureRight int     `json:"signature_right"`
+		FalseAlarms    float64 `json:"false_per_host_day"`
+	}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &sums); err != nil {
+		t.Fatalf("%v: %s", err, lines[len(lines)-1])
+	}
+	if sums.Failures != 12 || sums.Foreseen < 11 || sums.SignatureRight < 10 || sums.FalseAlarms > 1 {
+		t.Errorf("of the recorded faults: %+v", sums)
+	}
+}
