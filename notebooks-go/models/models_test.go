@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -79,5 +80,24 @@ func TestThePageTellsWhatWasLearned(t *testing.T) {
 		if _, err := os.Stat(filepath.Join("..", "pages", name)); err != nil {
 			t.Errorf("%v: run make pages", err)
 		}
+	}
+}
+
+// TestTheSameSeedGivesTheSameBoostedTrees leaves out golearn's forest, whose trees break ties by chance.
+func TestTheSameSeedGivesTheSameBoostedTrees(t *testing.T) {
+	var said [2][]float64
+	for i := range said {
+		s, err := Simulate(t.Context(), 6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := Train(t.Context(), s, 6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said[i] = m.Answers[0].P
+	}
+	if !slices.Equal(said[0], said[1]) {
+		t.Error("the same seed gives other answers")
 	}
 }
