@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		case "hanging":
 			fmt.Println(`{"stage":"hanging","done":0.1}`)
-			select {}
+			time.Sleep(time.Hour) // longer than any test
 		case "crashing":
 			fmt.Fprintln(os.Stderr, "a crash of its own")
 			os.Exit(3)

@@ -29,7 +29,6 @@ const (
 	shapeCount = 50   // episodes that this counts as
 	leastMean  = 0.05 // of the excess
 	mostExcess = 5    // that teaches, in means
-	doubt      = 2.0  // times as many episodes are expected as were seen: hosts do what they have not done yet
 )
 
 func newPeaks(scores []float64) peaks {
@@ -85,12 +84,11 @@ func (p *peaks) shape() float64 {
 
 // of is the probability that an episode at least as high begins with a sample.
 func (p *peaks) of(score float64) float64 {
-	rate := min(doubt*p.rate, 1-quantile)
 	if score <= p.base {
-		return 1 - (1-rate)*max(score, 0)/max(p.base, 1e-300)
+		return 1 - (1-p.rate)*max(score, 0)/max(p.base, 1e-300)
 	}
 	shape := p.shape()
-	return rate * math.Pow(1+shape*(score-p.base)/(p.mean*(1-shape)), -1/shape)
+	return p.rate * math.Pow(1+shape*(score-p.base)/(p.mean*(1-shape)), -1/shape)
 }
 
 // adapt moves the distribution by one score's worth. Of an incident only its bounded peak

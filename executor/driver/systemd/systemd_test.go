@@ -94,6 +94,15 @@ func TestOnRealSystemd(t *testing.T) {
 	})
 	t.Run("refusals", func(t *testing.T) {
 		systemctl(t, "start", "vm.service", "mother.service", "careful.service", "base.service", "part.service", "idle-base.service", "kept.service", "fixed.service")
+		// A service that is started has not always started its guest.
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			out, _ := exec.Command("pgrep", "-f", "^/tmp/qemu-system-x86_64").Output()
+			if n := len(strings.Fields(string(out))); n >= 4 {
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatalf("%d of 4 guests run", n)
+			}
+		}
 		for unit, want := range map[string]string{
 			"dbus.service": "never restarted", "dbus.socket": "never restarted", "systemd-journald.service": "never restarted", "init.scope": "only services",
 			"basic.target": "only services", "tardigrade-test.service": "never restarted", "once.service": "runs once", "fixed.service": "RefuseManualStop",
