@@ -35,9 +35,8 @@
 // The score becomes a tail probability by the peaks of its episodes, see peaks, learned
 // from scores that the model had not learned from: of the last quarter of the learning
 // period under a model of the first three quarters. A tail of p is the probability that an episode at
-// least as high begins with a sample. On the second halves of the training files of the
-// sets below, after learning from the first, an asked 1 false alarm in 30 days gave 2.6 (Server
-// Machines, whose training files have incidents), 1.0 and 1.4.
+// least as high begins with a sample. 'tardigrade evaluate calibration' counts how many do on
+// healthy hosts; docs/anomaly.md has the figures.
 //
 // Memory and time grow with the square of the columns: of the model about 30 bytes times
 // columns², 46 kB for 38 columns. A [Model] can be shared by hosts that are alike.

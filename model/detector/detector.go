@@ -55,7 +55,7 @@ type Detector struct {
 // All lists the detectors, the default one first.
 func All() []Detector {
 	return []Detector{
-		{Name: "default", About: "moving deviations and a vector autoregression, each judged by a Mahalanobis distance", Fit: fitter(anomaly.Fit), watch: watchDefault},
+		{Name: "default", About: "moving deviations, forecasts, steps and the time of day, judged together by Mahalanobis distances and each in its own tail", Fit: fitter(anomaly.Fit), watch: watchDefault},
 		{Name: "fast", About: "what default does, at rank 12 and 4 instead of full, for a million samples a second", Fit: fitter(fast.Fit), watch: watchFast},
 		{Name: "baseline", About: "each metric against its own slowly moving normal", Fit: fitBaseline, watch: watchBaseline},
 		{Name: "iforest", About: "isolation forest", Fit: fitter(iforest.Fit)},
