@@ -97,7 +97,7 @@ func TestScorersOfAModelAreApart(t *testing.T) {
 		if m.Bytes() < 0 || a.Bytes() <= 0 {
 			t.Errorf("%s: %d and %d bytes", d.Name, m.Bytes(), a.Bytes())
 		}
-		if n := testing.AllocsPerRun(20, func() { a.Score(test[0]) }); n != 0 {
+		if n := testing.AllocsPerRun(500, func() { a.Score(test[0]) }); n != 0 {
 			t.Errorf("%s: %v allocations a sample", d.Name, n)
 		}
 		if _, err := d.Fit(train[:1]); err == nil {
