@@ -36,6 +36,8 @@ type Model struct {
 	Parent  string    `json:"parent,omitempty"`
 	// Metrics are of data that it was not trained on.
 	Metrics map[string]float64 `json:"metrics"`
+	// LeftOut says what the data could not teach it.
+	LeftOut []string `json:"left_out,omitempty"`
 	Bytes   int                `json:"bytes"`
 	SHA256  string             `json:"sha256"`
 }

@@ -141,6 +141,18 @@ func read(r io.Reader, label string) (t Table, err error) {
 	return t, nil
 }
 
+// Varies tells whether any column has two values; a missing one counts as one.
+func Varies(rows [][]float64) bool {
+	for _, r := range rows {
+		for c, v := range r {
+			if first := rows[0][c]; v != first && !(math.IsNaN(v) && math.IsNaN(first)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // value is a number. Infinite ones are kept: they are larger than any other.
 func value(text string) (float64, error) {
 	switch text {

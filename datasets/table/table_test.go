@@ -105,3 +105,17 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+func TestVaries(t *testing.T) {
+	nan := math.NaN()
+	for _, c := range []struct {
+		rows [][]float64
+		want bool
+	}{
+		{nil, false}, {[][]float64{{1, nan}, {1, nan}}, false}, {[][]float64{{1, nan}, {1, 0}}, true}, {[][]float64{{1, 2}, {1, 3}}, true},
+	} {
+		if got := Varies(c.rows); got != c.want {
+			t.Errorf("%v: %v", c.rows, got)
+		}
+	}
+}

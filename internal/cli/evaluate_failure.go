@@ -55,6 +55,9 @@ one half.`,
 			if err != nil {
 				return err
 			}
+			if !table.Varies(t.Rows) {
+				return fmt.Errorf("%s: every column but the label is constant: nothing tells its rows apart", csv)
+			}
 			c.Features = t.Columns
 			train, judged := divide(t, c.Seed)
 			if test != "" {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -74,11 +75,30 @@ func TestEvaluateFailureOnAnotherFile(t *testing.T) {
 	}
 }
 
+// truncated is the first half of a text's gzip.
+func truncated(t *testing.T, text string) string {
+	t.Helper()
+	var b strings.Builder
+	z := gzip.NewWriter(&b)
+	if _, err := z.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()[:b.Len()/2]
+}
+
 func TestEvaluateFailureOnBadInput(t *testing.T) {
 	for name, c := range map[string]struct{ csv, want string }{
-		"ten rows":  {rows(10), "rows are too few"},
-		"one class": {strings.ReplaceAll(rows(200), ",1,", ",0,"), "labels are the same"},
-		"text":      {"a,failed\nx,1\n", "not a number"},
+		"ten rows":                  {rows(10), "rows are too few"},
+		"one class":                 {strings.ReplaceAll(rows(200), ",1,", ",0,"), "labels are the same"},
+		"text":                      {"a,failed\nx,1\n", "not a number"},
+		"a label that isn't 0 or 1": {strings.Replace(rows(200), ",1,", ",2,", 1), "it must be 0 or 1"},
+		"a million columns":         {"failed" + strings.Repeat(",c", 1_000_000) + "\n", "at most"},
+		"only a constant column":    {"a,failed\n" + strings.Repeat("1,0\n1,1\n", 100), "constant"},
+		"only NaN":                  {"a,failed\n" + strings.Repeat("NaN,0\n,1\n", 100), "constant"},
+		"a truncated gzip":          {truncated(t, rows(3000)), "cut off"},
 	} {
 		out, err := run(t, "evaluate", "failure", "--csv", csvFile(t, c.csv), "--label", "failed")
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -246,7 +246,7 @@ func printModel(out io.Writer, m api.Model) error {
 		fmt.Fprintf(out, "  %s\n", m.Note)
 	}
 	fmt.Fprintf(out, "  trained %s by %s on %s: %d rows of %d hosts, %d series\n", m.Trained.Format(time.DateTime), m.Code, m.Source, m.Rows, m.Hosts, len(m.Series))
-	return printMetrics(out, m.Metrics)
+	return printMetrics(out, m.Metrics, m.LeftOut)
 }
 
 // showFile says what a file of the registry or of a host is.

@@ -111,15 +111,14 @@ func TestFromTelemetryToAChampion(t *testing.T) {
 }
 
 func TestTrainFailureFromTelemetry(t *testing.T) {
-	data := simulated(t, "60", "4", "5m")
+	data := simulated(t, "150", "8", "5m")
 	file := filepath.Join(t.TempDir(), "failure.model")
 	out, err := run(t, "train", "failure", "--data", data, "--out", file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := decoded[modelFile](t, out)
-	// So few failures say next to nothing of how good the model is.
-	if auc, ok := m.Metrics["auc_roc_86400s"]; m.Kind != registry.KindFailure || m.Hosts != 60 || !ok || auc <= 0 || auc > 1 || m.Metrics["calibration_error_86400s"] > 0.1 {
+	if m.Kind != registry.KindFailure || m.Hosts != 150 || !(m.Metrics["auc_roc_86400s"] >= 0.6) || m.Metrics["calibration_error_86400s"] > 0.1 {
 		t.Errorf("%s", out)
 	}
 }

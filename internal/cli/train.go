@@ -274,14 +274,20 @@ func printModelFile(out io.Writer, path string, file []byte, asJSON bool) error 
 	}
 	_, err = fmt.Fprintf(out, "%s: %s, %d rows of %d hosts from %s, %d series, %d bytes\n", path, m.ID, h.Rows, h.Hosts, h.Source, len(h.Series), m.Bytes)
 	if err == nil {
-		err = printMetrics(out, h.Metrics)
+		err = printMetrics(out, h.Metrics, h.LeftOut)
 	}
 	return err
 }
 
-func printMetrics(out io.Writer, all map[string]float64) error {
+// printMetrics prints the metrics of a model, and what the data could not teach it.
+func printMetrics(out io.Writer, all map[string]float64, leftOut []string) error {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if _, err := fmt.Fprintf(out, "  %-28s %.4g\n", name, all[name]); err != nil {
+			return err
+		}
+	}
+	for _, what := range leftOut {
+		if _, err := fmt.Fprintf(out, "  not learned: %s\n", what); err != nil {
 			return err
 		}
 	}

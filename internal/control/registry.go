@@ -198,7 +198,7 @@ func (p *Plane) loadModels(ctx context.Context, kind registry.Kind) {
 
 func modelView(v registry.Version) api.Model {
 	m := api.Model{ID: v.ID, Kind: string(v.Kind), State: string(v.State), Since: v.Since, By: v.By, Note: v.Note, Trained: v.Trained, Source: v.Source, From: v.From, To: v.To,
-		Hosts: v.Hosts, Rows: v.Rows, StepS: v.StepSeconds, Series: v.Series, Code: v.Code, Parent: v.Parent, Metrics: v.Metrics, Bytes: v.Bytes, SHA256: v.SHA256}
+		Hosts: v.Hosts, Rows: v.Rows, StepS: v.StepSeconds, Series: v.Series, Code: v.Code, Parent: v.Parent, Metrics: v.Metrics, LeftOut: v.LeftOut, Bytes: v.Bytes, SHA256: v.SHA256}
 	if m.Metrics == nil {
 		m.Metrics = map[string]float64{}
 	}

@@ -2,11 +2,14 @@ package history
 
 import (
 	"math"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/collector/influx"
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
+	"github.com/tardigrade-recovery/tardigrade/datasets/telemetry"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
@@ -71,5 +74,38 @@ func TestWithinSortsAndCuts(t *testing.T) {
 	got := Within(all, at(2), at(9))
 	if len(got) != 2 || got[0].ID != "d" || got[1].ID != "b" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A directory whose times go back is refused, with the host and both times.
+func TestTimesOutOfOrder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "fleet")
+	begin := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	w, err := telemetry.Create(dir, telemetry.Manifest{Source: "test", Start: begin, Interval: 60, Series: []string{"load_1m"}, Hosts: []telemetry.Host{{ID: "h1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, minute := range []time.Duration{1, 2, 5, 3} {
+		if err := w.Append(0, begin.Add(minute*time.Minute), "b", []float64{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	src, err := Directory(dir, time.Time{}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	n := 0
+	for _, err = range src.Samples(t.Context(), "h1") {
+		if err != nil {
+			break
+		}
+		n++
+	}
+	if n != 3 || err == nil || !strings.Contains(err.Error(), "host h1: the sample at 2026-01-02T03:03:00Z comes after one at 2026-01-02T03:05:00Z") {
+		t.Errorf("%d samples, %v", n, err)
 	}
 }

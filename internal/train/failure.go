@@ -56,7 +56,7 @@ func trainFailure(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	case len(hosts) < leastHosts:
 		return nil, unfit("%d hosts, at least %d are needed: a model is calibrated on hosts that it has not seen", len(hosts), leastHosts)
 	}
-	if !varies(e.X) {
+	if !table.Varies(e.X) {
 		return nil, unfit("every column is constant")
 	}
 	h.Series, h.Rows, h.Hosts = e.Features, len(e.X), len(hosts)
@@ -84,6 +84,7 @@ func trainFailure(ctx context.Context, s Spec, h *registry.Header, progress Prog
 		judgeFailures(m, held, h)
 	}
 	cfg.Progress = part("learning", 0.7, 1)
+	cfg.LeftOut = func(what, why string) { h.LeftOut = append(h.LeftOut, what+": "+why) }
 	m, err := failure.Train(ctx, *e, cfg)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -93,17 +94,6 @@ func trainFailure(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	}
 	h.Reference = drift.NewReference(h.Series, len(e.X), func(r, c int) float64 { return e.X[r][c] })
 	return m.MarshalBinary()
-}
-
-func varies(rows [][]float64) bool {
-	for c := range rows[0] {
-		for _, r := range rows {
-			if a, b := rows[0][c], r[c]; a != b && !(math.IsNaN(a) && math.IsNaN(b)) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 func bucket(host string) uint32 {

@@ -29,5 +29,8 @@ func Learn(ctx context.Context, c Training, step func(), trained func(done, of i
 	if err != nil {
 		return nil, fmt.Errorf("training on a simulated fleet of %d hosts and %g days: %w", c.Hosts, c.Days, err)
 	}
+	if n := len(m.Horizons()); n != len(Horizons()) {
+		return nil, fmt.Errorf("a simulated fleet of %d hosts and %g days teaches %d of the horizons %v: take more hosts or days", c.Hosts, c.Days, n, Horizons())
+	}
 	return m, nil
 }

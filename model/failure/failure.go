@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -49,6 +50,9 @@ type Config struct {
 	Seed          uint64
 	// Progress, where it is not nil, is called with how much is done.
 	Progress func(done, of int)
+	// LeftOut, where it is not nil, is told of each horizon and signature that cannot be learned from
+	// these examples, and why. The model does without it.
+	LeftOut func(what, why string)
 }
 
 // Horizons are the default ones.
@@ -61,7 +65,8 @@ const (
 	mostSignatures = 64
 	oddTrees       = 60
 	oddLeaves      = 12
-	// leastOfASignature is how many examples a signature must have to be learned.
+	// leastOfASignature is how many examples a signature must have among those that are learned
+	// from.
 	leastOfASignature = 20
 )
 
@@ -152,7 +157,9 @@ func (e *Examples) check() error {
 	return nil
 }
 
-// Train learns a model. It returns early with ctx's error.
+// Train learns a model. What the examples say nothing of is left out: a horizon that no example
+// or every one fails within, and a signature that too few have; it takes at least one of each.
+// Train returns early with ctx's error.
 func Train(ctx context.Context, e Examples, c Config) (*Model, error) {
 	if err := e.check(); err != nil {
 		return nil, err
@@ -169,56 +176,114 @@ func Train(ctx context.Context, e Examples, c Config) (*Model, error) {
 	if len(c.Horizons) > mostHorizons || len(c.Horizons) == 0 || !slices.IsSorted(c.Horizons) || c.Horizons[0] <= 0 {
 		return nil, fmt.Errorf("failure model: horizons %v: 1 to %d ascending ones are possible", c.Horizons, mostHorizons)
 	}
-	count := map[string]int{}
-	for _, s := range e.Signature {
-		count[s]++
+	if c.LeftOut == nil {
+		c.LeftOut = func(string, string) {}
 	}
-	m := &Model{horizons: slices.Clone(c.Horizons)}
-	for s, n := range count {
-		if s != Sound && n >= leastOfASignature {
-			m.signatures = append(m.signatures, s)
+	m := &Model{}
+	for _, h := range c.Horizons {
+		if why := e.oneSided(e.knownWithin(h), e.failsWithin(h)); why != "" {
+			c.LeftOut("horizon "+h.String(), why)
+			continue
 		}
+		m.horizons = append(m.horizons, h)
 	}
-	slices.Sort(m.signatures)
+	if len(m.horizons) == 0 {
+		return nil, fmt.Errorf("failure model: for no horizon of %v are there both failures and none among the examples of hosts that are learned from", c.Horizons)
+	}
+	wrong := func(i int) bool { return e.Signature[i] != Sound }
+	if why := e.oneSided(everything, wrong); why != "" {
+		return nil, fmt.Errorf("failure model: whether anything is wrong: %s", why)
+	}
+	count := map[string]int{} // of each signature, those that are learned from
+	for i, s := range e.Signature {
+		if s == Sound {
+			continue
+		}
+		n := count[s]
+		if e.learnedFrom(i) {
+			n++
+		}
+		count[s] = n
+	}
+	for _, s := range slices.Sorted(maps.Keys(count)) {
+		if n := count[s]; n < leastOfASignature {
+			c.LeftOut("signature "+s, fmt.Sprintf("%d examples of hosts that are learned from, at least %d are needed", n, leastOfASignature))
+			continue
+		}
+		m.signatures = append(m.signatures, s)
+	}
 	if len(m.signatures) == 0 || len(m.signatures) > mostSignatures {
-		return nil, fmt.Errorf("failure model: %d signatures have at least %d examples: 1 to %d are needed", len(m.signatures), leastOfASignature, mostSignatures)
+		return nil, fmt.Errorf("failure model: %d signatures have at least %d examples of hosts that are learned from: 1 to %d are needed", len(m.signatures), leastOfASignature, mostSignatures)
 	}
-	done, of := 0, 1+len(c.Horizons)+len(m.signatures)
+	done, of := 0, 1+len(m.horizons)+len(m.signatures)
 	step := func() {
 		if done++; c.Progress != nil {
 			c.Progress(done, of)
 		}
 	}
-	everything := func(int) bool { return true }
 	var err error
-	if m.odd, err = learn(ctx, &e, gbdt.Config{Trees: oddTrees, Leaves: oddLeaves, Rate: 0.2, Seed: c.Seed}, everything, func(i int) bool { return e.Signature[i] != Sound }, e.Signature); err != nil {
+	if m.odd, err = learn(ctx, &e, gbdt.Config{Trees: oddTrees, Leaves: oddLeaves, Rate: 0.2, Seed: c.Seed}, everything, wrong, e.Signature); err != nil {
 		return nil, fmt.Errorf("whether anything is wrong: %w", err)
 	}
 	step()
-	for _, h := range c.Horizons {
-		known := func(i int) bool { return e.Failure[i] <= h.Seconds() || e.Known[i] >= h.Seconds() }
-		f, err := learn(ctx, &e, gbdt.Config{Trees: c.Trees, Leaves: c.Leaves, Seed: c.Seed}, known, func(i int) bool { return e.Failure[i] <= h.Seconds() }, nil)
+	for _, h := range m.horizons {
+		f, err := learn(ctx, &e, gbdt.Config{Trees: c.Trees, Leaves: c.Leaves, Seed: c.Seed}, e.knownWithin(h), e.failsWithin(h), nil)
 		if err != nil {
 			return nil, fmt.Errorf("failure within %v: %w", h, err)
 		}
 		m.fails = append(m.fails, f)
 		step()
 	}
-	wrong := func(i int) bool { return e.Signature[i] != Sound }
 	for _, s := range m.signatures {
-		var f *gbdt.Model
-		if len(m.signatures) > 1 {
-			f, err = learn(ctx, &e, gbdt.Config{Trees: c.Trees / 2, Leaves: c.Leaves, Rate: 0.2, Seed: c.Seed}, wrong, func(i int) bool { return e.Signature[i] == s }, nil)
-		} else { // there is nothing to tell it from
-			f = m.odd
-		}
-		if err != nil {
-			return nil, fmt.Errorf("signature %s: %w", s, err)
+		is := func(i int) bool { return e.Signature[i] == s }
+		f := m.odd
+		if e.oneSided(wrong, is) == "" { // else there is nothing to tell it from
+			if f, err = learn(ctx, &e, gbdt.Config{Trees: c.Trees / 2, Leaves: c.Leaves, Rate: 0.2, Seed: c.Seed}, wrong, is, nil); err != nil {
+				return nil, fmt.Errorf("signature %s: %w", s, err)
+			}
 		}
 		m.is = append(m.is, f)
 		step()
 	}
 	return m, nil
+}
+
+func everything(int) bool { return true }
+
+// knownWithin tells of which examples it is known whether they fail within a horizon.
+func (e *Examples) knownWithin(h time.Duration) func(int) bool {
+	return func(i int) bool { return e.Failure[i] <= h.Seconds() || e.Known[i] >= h.Seconds() }
+}
+
+func (e *Examples) failsWithin(h time.Duration) func(int) bool {
+	return func(i int) bool { return e.Failure[i] <= h.Seconds() }
+}
+
+// learnedFrom tells whether the trees see an example, or are calibrated on it.
+func (e *Examples) learnedFrom(i int) bool { return hash(e.Host[i])%heldOut != 0 }
+
+// oneSided says why a question cannot be learned, "" where it can: what is learned from must
+// have both answers.
+func (e *Examples) oneSided(use, yes func(int) bool) string {
+	var n [2]int
+	for i := range e.X {
+		if e.learnedFrom(i) && use(i) {
+			if yes(i) {
+				n[1]++
+			} else {
+				n[0]++
+			}
+		}
+	}
+	switch {
+	case n[0]+n[1] == 0:
+		return "there is no example that says anything of it"
+	case n[1] == 0:
+		return fmt.Sprintf("none of %d examples of hosts that are learned from is of it", n[0])
+	case n[0] == 0:
+		return fmt.Sprintf("all %d examples of hosts that are learned from are of it", n[1])
+	}
+	return ""
 }
 
 // heldOut is the share of the hosts that calibrate.
@@ -234,7 +299,7 @@ func learn(ctx context.Context, e *Examples, c gbdt.Config, use, yes func(int) b
 			continue
 		}
 		d := &train
-		if hash(e.Host[i])%heldOut == 0 {
+		if !e.learnedFrom(i) {
 			d = &calibrate
 		} else if class != nil {
 			classes = append(classes, class[i])

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -132,14 +133,64 @@ func TestAStoredModelIsTheSame(t *testing.T) {
 	}
 }
 
+// TestWhatTheExamplesLackIsLeftOut: the hosts with one signature are all held out to calibrate, another
+// has a handful of examples, and no host fails within the shortest horizon: the rest is learned.
+func TestWhatTheExamplesLackIsLeftOut(t *testing.T) {
+	e := examples(6000)
+	few := 0
+	for i := range e.X {
+		e.Failure[i] = max(e.Failure[i], 400)
+		switch {
+		case !e.learnedFrom(i) && e.Signature[i] == "disk":
+			e.Signature[i] = "noisy-neighbour"
+		case e.learnedFrom(i) && e.Signature[i] == "disk" && few < leastOfASignature-1:
+			e.Signature[i] = "thermal"
+			few++
+		}
+	}
+	out := map[string]string{}
+	m, err := Train(t.Context(), e, Config{Trees: 30, LeftOut: func(what, why string) { out[what] = why }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out) != 3 || out["signature noisy-neighbour"] == "" || out["signature thermal"] == "" || out["horizon 5m0s"] == "" {
+		t.Errorf("left out: %v", out)
+	}
+	if got := m.Signatures(); !slices.Equal(got, []string{"disk", "memory-leak"}) {
+		t.Errorf("signatures %v", got)
+	}
+	if got := m.Horizons(); !slices.Equal(got, []time.Duration{time.Hour, 24 * time.Hour}) {
+		t.Errorf("horizons %v", got)
+	}
+	p, s := make([]float64, 2), make([]float64, 2)
+	x := []float64{0.05, 1.1, 0.5}
+	if m.Failure(p, x); p[0] < 0.5 || m.Signatures()[m.Signature(s, x)] != "memory-leak" || m.Odd(x) < 0.5 {
+		t.Errorf("a unit that leaks: %v, %v, odd %v", p, s, m.Odd(x))
+	}
+	data, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Unmarshal(data); err != nil || len(again.Horizons()) != 2 {
+		t.Errorf("stored and read again: %v", err)
+	}
+}
+
 func TestWhatCannotBeLearned(t *testing.T) {
 	for name, change := range map[string]func(*Examples, *Config){
-		"no examples":          func(e *Examples, _ *Config) { *e = Examples{} },
-		"times are missing":    func(e *Examples, _ *Config) { e.Failure = e.Failure[1:] },
-		"a time is negative":   func(e *Examples, _ *Config) { e.Failure[0] = -1 },
-		"a time is no number":  func(e *Examples, _ *Config) { e.Known[0] = math.NaN() },
-		"nothing ever fails":   func(e *Examples, _ *Config) { fill(e.Failure, math.Inf(1)) },
-		"everything is sound":  func(e *Examples, _ *Config) { fill(e.Signature, Sound) },
+		"no examples":         func(e *Examples, _ *Config) { *e = Examples{} },
+		"times are missing":   func(e *Examples, _ *Config) { e.Failure = e.Failure[1:] },
+		"a time is negative":  func(e *Examples, _ *Config) { e.Failure[0] = -1 },
+		"a time is no number": func(e *Examples, _ *Config) { e.Known[0] = math.NaN() },
+		"nothing ever fails":  func(e *Examples, _ *Config) { fill(e.Failure, math.Inf(1)) },
+		"everything is sound": func(e *Examples, _ *Config) { fill(e.Signature, Sound) },
+		"the sound hosts are all held out": func(e *Examples, _ *Config) {
+			for i := range e.X {
+				if e.learnedFrom(i) {
+					e.Signature[i] = "disk"
+				}
+			}
+		},
 		"a signature is empty": func(e *Examples, _ *Config) { e.Signature[3] = "" },
 		"horizons descend":     func(_ *Examples, c *Config) { c.Horizons = []time.Duration{time.Hour, time.Minute} },
 		"names are missing":    func(e *Examples, _ *Config) { e.Features = []string{"a"} },

@@ -67,6 +67,8 @@ type Header struct {
 	Parent string `json:"parent,omitempty"`
 	// Metrics are of data that it was not trained on.
 	Metrics map[string]float64 `json:"metrics"`
+	// LeftOut says what the data could not teach it, such as a signature that too few have.
+	LeftOut []string `json:"left_out,omitempty"`
 	// Reference is the distribution of its training data, for drift.
 	Reference *drift.Reference `json:"reference,omitempty"`
 }
