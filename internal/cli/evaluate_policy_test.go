@@ -3,10 +3,14 @@ package cli
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/model/failure"
 )
 
 func TestEvaluateOffPolicy(t *testing.T) {
@@ -48,5 +52,35 @@ func TestEvaluatePolicyRefuses(t *testing.T) {
 	}
 	if _, err := run(t, "evaluate", "horizon", "--hosts", "5", "--days", "1", "--model", damaged); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged model: %v", err)
+	}
+}
+
+// A failure model that looks at other things than this release makes of samples is refused.
+func TestEvaluateRefusesAModelOfAnotherCatalogue(t *testing.T) {
+	e := failure.Examples{Features: []string{"phlogiston"}}
+	for i := range 200 {
+		left, signature := math.Inf(1), failure.Sound
+		if i%2 == 1 {
+			left, signature = 60, "disk"
+		}
+		e.X, e.Failure, e.Signature = append(e.X, []float64{float64(i % 2)}), append(e.Failure, left), append(e.Signature, signature)
+		e.Known, e.Host = append(e.Known, 1e6), append(e.Host, fmt.Sprint("h", i%40/2))
+	}
+	m, err := failure.Train(t.Context(), e, failure.Config{Trees: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "failure.model")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"horizon", "policy"} {
+		if _, err := run(t, "evaluate", what, "--hosts", "2", "--days", "1", "--model", file); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
