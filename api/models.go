@@ -38,8 +38,8 @@ type Model struct {
 	Metrics map[string]float64 `json:"metrics"`
 	// LeftOut says what the data could not teach it.
 	LeftOut []string `json:"left_out,omitempty"`
-	Bytes   int                `json:"bytes"`
-	SHA256  string             `json:"sha256"`
+	Bytes   int      `json:"bytes"`
+	SHA256  string   `json:"sha256"`
 }
 
 // Comparison is what a shadow made of the samples that the champion scored too.
