@@ -198,7 +198,7 @@ func (p *Predictor) Recovered() {
 // (a failed health check, a trend) goes before what the score suggests.
 func (p *Predictor) conclude(out *fleet.Prediction, f finding) {
 	if f.signature != fleet.SignatureNone {
-		out.Signature, out.Culprit, out.FailureProbability = f.signature, f.culprit, f.probability
+		out.Signature, out.Culprit, out.FailureProbability, out.SignatureProbability = f.signature, f.culprit, f.probability, 1
 		out.Evidence = append(out.Evidence, f.sentences...)
 	}
 	if p.alarm.on && out.Signature == fleet.SignatureNone {

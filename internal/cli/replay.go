@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -35,11 +38,18 @@ The past is a directory of telemetry (--data) or the InfluxDB of the configurati
 happened is what the directory knows itself, and the incidents of --incidents FILE.
 
 Without --model each host is learned from its own begin, as serve does it; --model takes a file, or
-a version of the control plane's registry (--server), one of each kind at most. The policy is that of
-serve ('expected', expected VM-seconds of interruption), or 'static': always the first phase that the
-host can do.
+a version of the control plane's registry (--server), one of each kind at most. The policy is one of
 
-One line for each recommendation, by time, and a last one with the sums.`,
+  expected  that of serve where a person approves: the least expected VM-seconds of interruption
+  ours      that of serve in mode automatic: with drawn cure rates, and exploring
+  static    always the first phase that the host can do, whatever is wrong
+  bandit    drawn cure rates, the same for each signature, of which nothing is believed
+
+with the costs of the configuration and the stated beliefs: nothing is done in a replay, and so nothing
+is learned. 'tardigrade evaluate policy' compares them where actions have effects.
+
+One line for each recommendation, by time, and a last one with the sums; on a terminal the incidents
+that nothing was recommended about as well, which JSON has in the last line.`,
 		Example: `  tardigrade replay --data fleet --model failure.model
   tardigrade replay --influx --from -24h --to now --step 10s --incidents incidents.jsonl
   tardigrade replay --influx --from -72h --model anomaly-0123456789ab --policy static --json`,
@@ -49,8 +59,8 @@ One line for each recommendation, by time, and a last one with the sums.`,
 			if r.Config, err = config.Load(a.configFile); err != nil {
 				return err
 			}
-			if r.Policy != "expected" && r.Policy != "static" {
-				return usageError{fmt.Errorf("--policy %q is not expected or static", r.Policy)}
+			if !slices.Contains(control.ReplayPolicies(), r.Policy) {
+				return usageError{fmt.Errorf("--policy %q is not one of %s", r.Policy, strings.Join(control.ReplayPolicies(), ", "))}
 			}
 			if (p.data == "") == !p.influx {
 				return usageError{errors.New("name the past: --data DIR or --influx")}
@@ -108,34 +118,58 @@ One line for each recommendation, by time, and a last one with the sums.`,
 				}
 				return json.NewEncoder(out).Encode(sum)
 			}
-			t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(t, "TIME\tHOST\tACTION\tSIGNATURE\tP\tCOST\tNOTHING\tWHAT HAPPENED")
-			for _, x := range all {
-				what := "nothing"
-				if x.Incident != "" {
-					what = x.Incident
-				}
-				if x.LeadSeconds != nil {
-					what += fmt.Sprintf(", failed %v later", time.Duration(*x.LeadSeconds*float64(time.Second)).Round(time.Second))
-				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.1f\t%.1f\t%s\n", x.Time.Format(time.DateTime), x.Host, x.Action, x.Signature, x.FailureProbability, x.CostVMSeconds, x.CostOfNothing, what)
-			}
-			if err := t.Flush(); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations, %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead; signature right in %d\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
-				sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), sum.Recommendations, sum.True, sum.False, sum.FalsePerHostDay,
-				sum.Incidents, sum.Seen, sum.Failures, sum.Foreseen, time.Duration(sum.MedianLeadSeconds*float64(time.Second)).Round(time.Second), sum.SignatureRight, sum.CostVMSeconds, sum.CrashVMSeconds)
-			return err
+			return printReplay(out, all, sum)
 		},
 	}
 	p.add(cmd, "go over")
 	c.localFlags(cmd)
 	f := cmd.Flags()
 	f.StringSliceVar(&models, "model", nil, "a model `file` or version; may be given twice, for each kind")
-	f.StringVar(&r.Policy, "policy", "expected", "expected or static")
+	f.StringVar(&r.Policy, "policy", "expected", strings.Join(control.ReplayPolicies(), ", "))
 	f.StringVar(&incidents, "incidents", "", "`file` of incidents, a JSON object a line")
 	f.IntVar(&r.VMs, "vms", 1, "how many VMs a host has, where the past does not say")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
+}
+
+// printReplay prints a replay for a person.
+func printReplay(out io.Writer, all []control.Replayed, sum control.ReplaySummary) error {
+	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)).Round(time.Second) }
+	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "TIME\tHOST\tACTION\tSIGNATURE\tP\tCOST\tNOTHING\tWHAT HAPPENED")
+	for _, x := range all {
+		what := "nothing"
+		if x.Incident != "" {
+			what = fmt.Sprintf("%s (%s)", x.Happened, x.Incident)
+		}
+		if lead := x.LeadSeconds; lead != nil && *lead >= 0 {
+			what += fmt.Sprintf(", failed %v later", seconds(*lead))
+		} else if lead != nil {
+			what += fmt.Sprintf(", had failed %v before", seconds(-*lead))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.1f\t%.1f\t%s\n", x.Time.Format(time.DateTime), x.Host, x.Action, x.Signature, x.FailureProbability, x.CostVMSeconds, x.CostOfNothing, what)
+	}
+	for _, in := range sum.Missed {
+		end := "no failure"
+		if in.Failed {
+			end = "the host failed"
+		}
+		fmt.Fprintf(t, "%s\t%s\tnone\t\t\t\t\t%s (%s), %s: missed\n", in.From.Format(time.DateTime), in.Host, in.Signature, in.ID, end)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	var actions []string
+	for _, a := range fleet.Actions() {
+		if n := sum.Actions[a]; n > 0 {
+			actions = append(actions, fmt.Sprintf("%d %s", n, a))
+		}
+	}
+	if len(actions) == 0 {
+		actions = []string{"none"}
+	}
+	_, err := fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations (%s), %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead; signature right in %d\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
+		sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), sum.Recommendations, strings.Join(actions, ", "), sum.True, sum.False, sum.FalsePerHostDay,
+		sum.Incidents, sum.Seen, sum.Failures, sum.Foreseen, seconds(sum.MedianLeadSeconds), sum.SignatureRight, sum.CostVMSeconds, sum.CrashVMSeconds)
+	return err
 }

@@ -74,14 +74,27 @@ func (l *lessons) add(ctx context.Context, x predictor.Learned, simulated bool) 
 // best as far as is known; where the configuration approves, chance has a part, so that
 // something is learned of the other actions too.
 func (r *recommender) policyFor(c config.Policy, simulated bool) predictor.Policy {
-	p := predictor.Policy{Costs: costs(c), Attempts: c.Attempts, Greedy: true}
+	p := policyOf(c, c.Mode == "automatic" && !simulated)
 	if r.lessons != nil {
 		p.Cures = r.lessons.of(simulated)
 	}
-	if c.Mode == "automatic" && c.Explore > 0 && !simulated {
+	return p
+}
+
+// policyOf is the policy of a configuration, with the stated beliefs; chance says whether it
+// draws rates and explores.
+func policyOf(c config.Policy, chance bool) predictor.Policy {
+	p := predictor.Policy{Costs: costs(c), Attempts: c.Attempts, Greedy: true}
+	if chance && c.Explore > 0 {
 		p.Greedy, p.Explore = false, c.Explore
 	}
 	return p
+}
+
+// situation is what the policy decides on: what is predicted of a host, and what was tried.
+func situation(p fleet.Prediction, h fleet.Host, tried map[fleet.Action]time.Time, attempts map[fleet.Action]int) predictor.Situation {
+	return predictor.Situation{Prediction: p, Host: h, Tried: tried, Attempts: attempts,
+		SoonProbability: p.SoonProbability, FaultProbability: p.FaultProbability, SignatureProbability: p.SignatureProbability}
 }
 
 // costs are the figures of the configuration as the policy wants them.

@@ -99,8 +99,11 @@ func (p *predictions) score(ctx context.Context, s fleet.Sample) {
 		h.boot, h.last = s.Boot, s.Time
 	}
 	out, err := h.predictor.Observe(&s)
+	if err == nil || errors.Is(err, predictor.ErrKnown) { // its features are not part of what was restored
+		h.forecast.features.Observe(&s)
+	}
 	if err == nil {
-		h.forecast.improve(p.roster, &s, &out)
+		h.forecast.improve(p.roster, &out)
 	}
 	if errors.Is(err, predictor.ErrKnown) {
 		h.mu.Unlock()

@@ -132,14 +132,14 @@ func (r *recommender) back(p fleet.Prediction) {
 func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	h.Actions = r.permitted(h.Actions)
+	h.Actions = permitted(r.policy(), h.Actions)
 	at, times := r.triedOn(p)
 	luck, ok := r.luck[h.ID]
 	if !ok {
 		luck = rand.Uint64()
 		r.luck[h.ID] = luck
 	}
-	d := r.policyFor(r.policy(), h.Simulated).Decide(predictor.Situation{Prediction: p, Host: h, Tried: at, Attempts: times}, rand.New(rand.NewPCG(luck, 0)))
+	d := r.policyFor(r.policy(), h.Simulated).Decide(situation(p, h, at, times), rand.New(rand.NewPCG(luck, 0)))
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
 		return
@@ -169,8 +169,7 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 
 // permitted leaves out the actions that the policy rules out, so that none of them is
 // recommended.
-func (r *recommender) permitted(actions []fleet.Action) []fleet.Action {
-	policy := r.policy()
+func permitted(policy config.Policy, actions []fleet.Action) []fleet.Action {
 	return slices.DeleteFunc(slices.Clone(actions), func(a fleet.Action) bool { return policy.Approval(a) == "never" })
 }
 

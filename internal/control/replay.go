@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
@@ -23,8 +26,7 @@ type Replay struct {
 	// without an anomaly model each host is learned from its own begin.
 	Models [][]byte
 	Config config.Config
-	// Policy is "expected", the one of serve, or "static": always the first phase that the
-	// host can do.
+	// Policy is one of [ReplayPolicies].
 	Policy string
 	// Actions are what hosts could have done, and VMs how many they had where the source
 	// does not say.
@@ -49,11 +51,15 @@ type Replayed struct {
 	AnomalyScore       float64         `json:"anomaly_score"`
 	CostVMSeconds      float64         `json:"cost_vm_s"`
 	CostOfNothing      float64         `json:"cost_of_nothing_vm_s"`
-	Model              string          `json:"model"`
-	Policy             string          `json:"policy"`
-	Reason             string          `json:"reason"`
-	// Incident is what it was about, "" where nothing happened: a false one.
-	Incident string `json:"incident,omitempty"`
+	// Propensity is the probability with which the policy chose the action.
+	Propensity float64 `json:"propensity"`
+	Model      string  `json:"model"`
+	Policy     string  `json:"policy"`
+	Reason     string  `json:"reason"`
+	// Incident is what it was about, and Happened what that was; "" where nothing happened: a
+	// false one.
+	Incident string          `json:"incident,omitempty"`
+	Happened fleet.Signature `json:"happened,omitempty"`
 	// LeadSeconds is how long before the host failed it came; negative after that; absent
 	// where the incident was no failure, or there was none.
 	LeadSeconds    *float64 `json:"lead_s,omitempty"`
@@ -83,6 +89,8 @@ type ReplaySummary struct {
 	// failures cost at the configured price of a crash.
 	CostVMSeconds  float64 `json:"cost_vm_s"`
 	CrashVMSeconds float64 `json:"crash_vm_s"`
+	// Actions counts what was recommended.
+	Actions map[fleet.Action]int `json:"actions"`
 	// Missed are the incidents that nothing was recommended about.
 	Missed []fleet.Incident `json:"missed"`
 }
@@ -91,6 +99,10 @@ type ReplaySummary struct {
 // past and options give the same answer.
 func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 	var sum ReplaySummary
+	decide, err := r.policy()
+	if err != nil {
+		return nil, sum, err
+	}
 	hosts, err := r.Source.Hosts(ctx)
 	if err != nil {
 		return nil, sum, err
@@ -126,7 +138,7 @@ func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 			host.VMs = max(r.VMs, 1)
 		}
 		vms[host.ID] = host.VMs
-		found, err := r.host(ctx, host, made, interval, &sum)
+		found, err := r.host(ctx, host, made, interval, decide, &sum)
 		if err != nil {
 			return nil, sum, err
 		}
@@ -142,7 +154,7 @@ func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 }
 
 // host goes over the past of one host.
-func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval time.Duration, sum *ReplaySummary) ([]Replayed, error) {
+func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval time.Duration, decide replayPolicy, sum *ReplaySummary) ([]Replayed, error) {
 	learn := r.Config.Model.Learn.D()
 	p, err := predictor.New(h.ID, predictor.Config{
 		NewDetector: made.new(learn), Model: detectorName,
@@ -151,11 +163,12 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 	if err != nil {
 		return nil, err
 	}
-	view := fleet.Host{ID: h.ID, FaultDomain: h.FaultDomain, Actions: r.Actions}
+	view := fleet.Host{ID: h.ID, FaultDomain: h.FaultDomain, Actions: permitted(r.Config.Policy, r.Actions)}
 	for i := range h.VMs {
 		view.VMs = append(view.VMs, fleet.VM{ID: fmt.Sprint(i), State: "running"})
 	}
-	costs := predictor.Costs{CrashSeconds: r.Config.Policy.CrashSeconds, HandOverSeconds: r.Config.Policy.HandOverSeconds}
+	host := fnv.New64a()
+	host.Write([]byte(h.ID))
 	ahead := newForecast()
 	var out []Replayed
 	open := false
@@ -175,9 +188,16 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 		if err != nil {
 			continue // as live: what is not newer than the last one is refused
 		}
-		ahead.improve(made.roster, &s, &prediction)
+		ahead.features.Observe(&s)
+		ahead.improve(made.roster, &prediction)
 		last = s.Time
-		d := r.decide(prediction, view, costs)
+		// As live, luck is drawn once for each recommendation; nothing was done in the past, so
+		// nothing was tried.
+		closed := uint64(len(out))
+		if open {
+			closed--
+		}
+		d := decide(situation(prediction, view, nil, nil), rand.New(rand.NewPCG(host.Sum64(), closed)))
 		if open {
 			now := &out[len(out)-1]
 			if prediction.Anomalous && (d.Action == now.Action || d.Action == fleet.ActionNone) {
@@ -190,7 +210,7 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 		}
 		out = append(out, Replayed{
 			Host: h.ID, Time: s.Time, Action: d.Action, Signature: prediction.Signature, Culprit: prediction.Culprit, FailureProbability: prediction.FailureProbability,
-			AnomalyScore: prediction.AnomalyScore, CostVMSeconds: d.CostVMSeconds, CostOfNothing: d.Alternatives[0].CostVMSeconds,
+			AnomalyScore: prediction.AnomalyScore, CostVMSeconds: d.CostVMSeconds, CostOfNothing: d.Alternatives[0].CostVMSeconds, Propensity: d.Propensity,
 			Model: prediction.Model, Policy: r.Policy, Reason: d.Reason,
 		})
 		open = true
@@ -201,31 +221,63 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 	return out, nil
 }
 
-// decide asks the policy. Nothing was done in the past, so nothing was tried.
-func (r Replay) decide(p fleet.Prediction, h fleet.Host, c predictor.Costs) predictor.Decision {
-	d := predictor.Decide(p, h, c, nil)
-	if r.Policy != "static" || d.Action == fleet.ActionNone {
-		return d
+type replayPolicy func(predictor.Situation, *rand.Rand) predictor.Decision
+
+// ReplayPolicies are the names that [Replay] knows, of those that 'evaluate policy' compares; the
+// others of these know the simulator's truth, or recommend nothing. All have the stated beliefs:
+// nothing is done in a replay, and so nothing is learned.
+//
+//	expected  the policy of serve where a person approves: the least expected cost
+//	ours      that of serve in mode automatic: with drawn rates, and exploring
+//	static    the first phase that the host can do, whatever is wrong
+//	bandit    drawn rates that are the same for each signature and of which nothing is believed
+func ReplayPolicies() []string { return []string{"expected", "ours", "static", "bandit"} }
+
+func (r Replay) policy() (replayPolicy, error) {
+	expected, drawn := policyOf(r.Config.Policy, false), policyOf(r.Config.Policy, true)
+	switch r.Policy {
+	case "expected":
+		return expected.Decide, nil
+	case "ours":
+		return drawn.Decide, nil
+	case "static":
+		return func(s predictor.Situation, _ *rand.Rand) predictor.Decision {
+			d := expected.Decide(s, nil)
+			for _, a := range d.Alternatives[1:] {
+				if a.Available && d.Action != fleet.ActionNone {
+					d.Action, d.CostVMSeconds, d.Propensity = a.Action, a.CostVMSeconds, 1
+					d.Reason = "the first phase that the host can do: " + a.Why
+					break
+				}
+			}
+			return d
+		}, nil
+	case "bandit":
+		drawn.Greedy, drawn.Cures = false, predictor.NewCures(0)
+		return func(s predictor.Situation, src *rand.Rand) predictor.Decision {
+			if s.Prediction.Signature != fleet.SignatureNone {
+				s.Prediction.Signature, s.SignatureProbability = fleet.SignatureServiceHang, 0 // any one will do
+			}
+			d := drawn.Decide(s, src)
+			if d.Action != fleet.ActionNone {
+				d.Reason = fmt.Sprintf("drawn with probability %.2f, whatever is wrong", d.Propensity)
+			}
+			return d
+		}, nil
 	}
-	for _, a := range d.Alternatives[1:] {
-		if a.Available {
-			d.Action, d.CostVMSeconds = a.Action, a.CostVMSeconds
-			d.Reason = "the first phase that the host can do: " + a.Why
-			break
-		}
-	}
-	return d
+	return nil, fmt.Errorf("the policy %q is not one of %s", r.Policy, strings.Join(ReplayPolicies(), ", "))
 }
 
 // judge compares what would have been recommended with what happened. A recommendation is
 // about an incident of its host if it comes between when the fault could be seen (a horizon
 // before the failure where nobody knows) and its end.
 func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.HostID]int, sum *ReplaySummary) {
-	sum.Recommendations, sum.Incidents, sum.Missed = len(all), len(incidents), []fleet.Incident{}
+	sum.Recommendations, sum.Incidents, sum.Missed, sum.Actions = len(all), len(incidents), []fleet.Incident{}, map[fleet.Action]int{}
 	seen, foreseen := make(map[string]bool), make(map[string]float64)
 	for i := range all {
 		rec := &all[i]
 		sum.CostVMSeconds += rec.CostVMSeconds
+		sum.Actions[rec.Action]++
 		for _, in := range incidents {
 			begin := in.Seen
 			if begin.IsZero() {
@@ -234,7 +286,7 @@ func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.
 			if in.Host != rec.Host || rec.Until.Before(begin) || rec.Time.After(in.To.Add(time.Minute)) {
 				continue
 			}
-			rec.Incident = in.ID
+			rec.Incident, rec.Happened = in.ID, in.Signature
 			right := rec.Signature == in.Signature
 			rec.SignatureRight = &right
 			seen[in.ID] = true

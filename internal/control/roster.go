@@ -1,7 +1,7 @@
 package control
 
 import (
-	"cmp"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -284,10 +284,22 @@ func newForecast() *forecast {
 	return &forecast{features: feature.New(), x: make([]float64, feature.Size)}
 }
 
+// soon is the horizon of fleet.Prediction.SoonProbability.
+const soon = 5 * time.Minute
+
+// foretold is what a failure model says of a host.
+type foretold struct {
+	within    float64 // probability of a failure within the horizon that is nearest to the wanted one
+	soon      float64 // within five minutes, 0 where the model has no such horizon
+	odd       float64 // that anything is wrong
+	signature fleet.Signature
+	sure      float64 // that it is this signature, if anything is wrong
+}
+
 // improve lets the champion of the failure models say how probable a failure is, where it
-// says more than the evidence does, and the shadow be compared with what is said.
-func (f *forecast) improve(r *roster, s *fleet.Sample, out *fleet.Prediction) {
-	f.features.Observe(s)
+// says more than the evidence does, and what is wrong, where that was not seen directly; and the
+// shadow be compared with what is said.
+func (f *forecast) improve(r *roster, out *fleet.Prediction) {
 	c := r.of(registry.KindFailure)
 	if c.champion == nil && c.shadow == nil || out.State != fleet.PredictionScoring {
 		return
@@ -296,35 +308,47 @@ func (f *forecast) improve(r *roster, s *fleet.Sample, out *fleet.Prediction) {
 	said := out.FailureProbability
 	if m := c.champion; m != nil {
 		m.saw(f.x, math.NaN())
-		p, odd, signature := f.ask(m.failure, out.HorizonSeconds)
-		said = p
-		if p > out.FailureProbability {
-			out.FailureProbability = p
-			if out.Signature == fleet.SignatureNone && odd >= 0.5 {
-				out.Signature = signature
-				out.Anomalous = true
-				out.Evidence = append(out.Evidence, "the failure model "+m.version.ID+" sees the pattern of "+string(signature))
+		t := f.ask(m.failure, out.HorizonSeconds)
+		said = t.within
+		out.FailureProbability = max(out.FailureProbability, t.within)
+		out.SoonProbability, out.FaultProbability = t.soon, max(t.odd, out.FailureProbability)
+		if t.odd >= 0.5 && out.SignatureProbability < 1 {
+			if out.Signature != t.signature {
+				out.Signature, out.Culprit = t.signature, ""
 			}
+			out.SignatureProbability, out.Anomalous = t.sure, true
+			out.Evidence = slices.Insert(out.Evidence, 0, t.sentence(m.version.ID))
 		}
 	}
 	if m := c.shadow; m != nil {
-		p, _, _ := f.ask(m.failure, out.HorizonSeconds)
-		r.compare(registry.KindFailure, s.Host, said, p, [2]bool{f.alarms[0].see(said, failureAlarm), f.alarms[1].see(p, failureAlarm)})
+		p := f.ask(m.failure, out.HorizonSeconds).within
+		r.compare(registry.KindFailure, out.Host, said, p, [2]bool{f.alarms[0].see(said, failureAlarm), f.alarms[1].see(p, failureAlarm)})
 	}
 }
 
-// ask returns the probability of a failure within the model's horizon that is nearest to the
-// wanted one, whether anything is wrong, and what it looks like.
-func (f *forecast) ask(m *failure.Model, horizon float64) (p, odd float64, signature fleet.Signature) {
+func (t foretold) sentence(model string) string {
+	text := fmt.Sprintf("the failure model %s sees the pattern of %s, %.0f %% sure", model, t.signature, 100*t.sure)
+	if t.soon > 0 {
+		text += fmt.Sprintf("; a failure within five minutes has the probability %.2f", t.soon)
+	}
+	return text
+}
+
+// ask returns what a model says of the host now.
+func (f *forecast) ask(m *failure.Model, horizon float64) foretold {
 	horizons, signatures := m.Horizons(), m.Signatures()
 	f.p, f.s = slices.Grow(f.p[:0], len(horizons))[:len(horizons)], slices.Grow(f.s[:0], len(signatures))[:len(signatures)]
-	best := 0
+	m.Failure(f.p, f.x)
+	t, best := foretold{odd: m.Odd(f.x)}, 0
 	for i, h := range horizons {
 		if math.Abs(math.Log(h.Seconds()/horizon)) < math.Abs(math.Log(horizons[best].Seconds()/horizon)) {
 			best = i
 		}
+		if h == soon {
+			t.soon = f.p[i]
+		}
 	}
-	m.Failure(f.p, f.x)
-	odd = m.Odd(f.x)
-	return f.p[best], odd, cmp.Or(fleet.Signature(signatures[m.Signature(f.s, f.x)]), fleet.SignatureUnknown)
+	is := m.Signature(f.s, f.x)
+	t.within, t.signature, t.sure = f.p[best], fleet.Signature(signatures[is]), f.s[is]
+	return t
 }

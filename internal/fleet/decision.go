@@ -61,9 +61,17 @@ type Prediction struct {
 	// Anomalous is true once the score stayed over the alarm threshold.
 	Anomalous bool `json:"anomalous"`
 	// FailureProbability is the probability that the host fails within Horizon.
-	FailureProbability float64   `json:"failure_probability"`
-	HorizonSeconds     float64   `json:"horizon_s"`
-	Signature          Signature `json:"signature"`
+	FailureProbability float64 `json:"failure_probability"`
+	HorizonSeconds     float64 `json:"horizon_s"`
+	// SoonProbability is the probability that it fails within five minutes, which is before the
+	// outcome of one action is known, and FaultProbability that there is a fault at all, whether the
+	// host fails of it or not. Each is 0 where no model states it.
+	SoonProbability  float64   `json:"soon_probability,omitempty"`
+	FaultProbability float64   `json:"fault_probability,omitempty"`
+	Signature        Signature `json:"signature"`
+	// SignatureProbability is how sure the signature is: 1 where it was seen directly, what the
+	// failure model says where that names it, 0 where nobody can tell.
+	SignatureProbability float64 `json:"signature_probability,omitempty"`
 	// Culprit names the unit, disk or device that the evidence points to.
 	Culprit       string         `json:"culprit,omitempty"`
 	Contributions []Contribution `json:"contributions"`
