@@ -62,6 +62,7 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 		})
 		frozen := make([]time.Duration, len(guests))
 		if err == nil {
+			calm := hurrySelf()
 			err = each(guests, func(i int, g Preserved) error {
 				slots <- struct{}{}
 				defer func() { <-slots }()
@@ -72,6 +73,7 @@ func (p *Preserver) Move(ctx context.Context, plan Plan) (map[string]time.Durati
 				frozen[i], err = p.move(context.WithoutCancel(ctx), g, started[i])
 				return err
 			})
+			calm()
 		}
 		for i, c := range started {
 			if c != nil {
@@ -168,6 +170,12 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 	if err != nil {
 		return 0, errors.Join(err, abandon())
 	}
+	defer old.hurry(g.Way)()
+	calm := func() {}
+	if next != nil {
+		calm = next.hurry(g.Way)
+		defer calm()
+	}
 	begin := time.Now()
 	err = p.save(old, g, false)
 	if err == nil && next != nil {
@@ -203,6 +211,7 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 		return 0, err
 	}
 	frozen := time.Since(begin)
+	calm()
 	if err := p.station("resumed"); err != nil {
 		return frozen, err
 	}

@@ -188,6 +188,7 @@ func (p *Preserver) bring(ctx context.Context, g Preserved) error {
 
 // proceed brings a guest whose QEMU answers to where it was.
 func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
+	defer c.hurry(g.Way)() // which also ends the hurry that a crash left
 	var status struct {
 		Status  string `json:"status"`
 		Running bool   `json:"running"`
