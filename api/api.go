@@ -76,8 +76,8 @@ type Executions interface {
 	Executions(ctx context.Context) ([]fleet.Execution, error)
 	// Execute begins an action, or with dryRun says what would be done.
 	Execute(ctx context.Context, host fleet.HostID, action fleet.Action, reason, who string, dryRun bool) (fleet.Execution, error)
-	// Cancel takes an execution back that had no effect yet, or stops one between its
-	// phases.
+	// Cancel stops an execution; one that is not final then ends once its agent has
+	// brought what it is at to an end.
 	Cancel(ctx context.Context, id, who string) (fleet.Execution, error)
 	Bundle(ctx context.Context, execution fleet.Execution) (io.ReadCloser, error)
 	// RootCause is what the diagnostics of an execution conclude, and the same in

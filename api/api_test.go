@@ -278,6 +278,10 @@ func TestAnswersInDetail(t *testing.T) {
 	if a := s.ask("POST", "/api/v1/executions/"+execWithout+"/cancel", ""); a.StatusCode != 200 || a.field("outcome") != "cancelled by local" {
 		t.Errorf("cancelled: %d %s", a.StatusCode, a.body)
 	}
+	s.fake.execs[1].State = fleet.ExecutionMigrating
+	if a := s.ask("POST", "/api/v1/executions/"+execWithout+"/cancel", ""); a.StatusCode != 200 || a.field("cancelled_by") != "local" || a.field("state") != "migrating" {
+		t.Errorf("told to stop: %d %s", a.StatusCode, a.body)
+	}
 	a = s.ask("POST", "/api/v1/executions", `{"host":"sim-host1","action":"hand-over","reason":"look at it"}`)
 	if b := s.ask("GET", a.Header.Get("Location"), ""); b.field("id") != a.field("id") || b.field("reason") != "look at it" {
 		t.Errorf("Location %q leads to %s", a.Header.Get("Location"), b.body)

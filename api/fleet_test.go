@@ -235,6 +235,9 @@ func (f *fake) Cancel(_ context.Context, id, who string) (fleet.Execution, error
 		switch {
 		case e.ID == id && e.State.Final():
 			return e, fmt.Errorf("%s is %s already: %w", id, e.State, ErrConflict)
+		case e.ID == id && e.State == fleet.ExecutionMigrating:
+			e.CancelledBy = who
+			return e, f.err
 		case e.ID == id:
 			e.State, e.Outcome = fleet.ExecutionCancelled, "cancelled by "+who
 			return e, f.err

@@ -472,8 +472,11 @@ func newID(now time.Time) string {
 	return "x" + now.UTC().Format("20060102t150405") + "-" + hex.EncodeToString(b[:])
 }
 
-// Cancel takes an execution back that had no effect yet, or stops one between its
-// phases; otherwise the error is [ErrTooLate].
+// Cancel stops an execution. One that has had no effect yet, or is between its phases,
+// ends at once. A recycle ends after the service that it is at, a live migration with
+// every VM in one place, a preserving reset before it freezes a VM: the execution that is
+// returned is not final then, and says who cancelled it. The error is [ErrTooLate] where
+// it goes on to its end.
 func (c *Coordinator) Cancel(ctx context.Context, id, by string) (fleet.Execution, error) {
 	if err := c.load(ctx, false); err != nil {
 		return fleet.Execution{}, err
@@ -483,24 +486,21 @@ func (c *Coordinator) Cancel(ctx context.Context, id, by string) (fleet.Executio
 		return fleet.Execution{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
 	defer c.lock(s.Host)()
-	s, _ = c.find(id)
-	if s.State != fleet.ExecutionPending && s.State != fleet.ExecutionDiagnosing {
+	if s, _ = c.find(id); s.State.Final() {
 		return s.Execution, fmt.Errorf("%w: it is %s", ErrTooLate, s.State)
 	}
-	err := c.apply(ctx, id, by, func(now Stored) Event {
-		if now.State != s.State {
-			return Event{}
-		}
-		return Event{Kind: EventCancel, Detail: "cancelled by " + by}
-	})
-	s, _ = c.find(id)
-	if err == nil {
-		err = c.tend(ctx, id)
+	err := c.apply(ctx, id, by, func(Stored) Event { return Event{Kind: EventCancel, By: by, Detail: "cancelled by " + by} })
+	if s, _ = c.find(id); err != nil {
+		return s.Execution, err
 	}
-	if err == nil && s.State != fleet.ExecutionCancelled && s.State != fleet.ExecutionHandedOver {
-		err = fmt.Errorf("%w: it is %s", ErrTooLate, s.State)
+	if s.CancelledBy == "" {
+		return s.Execution, fmt.Errorf("%w: it is %s, and its VMs are being frozen or have been; it goes on to its end", ErrTooLate, s.State)
 	}
-	return s.Execution, err
+	// It is stored: what fails now is tried again by Run.
+	if err := c.tend(ctx, id); err != nil {
+		c.cfg.Log.Warn("the host's agent does not know yet that an execution was cancelled, trying again", "execution", id, "host", s.Host, "err", err)
+	}
+	return s.Execution, nil
 }
 
 // maxText bounds what agents and people say, in bytes; maxSteps and maxGuests bound
@@ -583,8 +583,11 @@ func (c *Coordinator) reported(ctx context.Context, s Stored, r fleet.Report) Ev
 	case "":
 		ev.Kind = EventProgress
 		return ev
-	case fleet.ResultSucceeded:
+	case fleet.ResultSucceeded, fleet.ResultCancelled:
 		ev.Kind = EventSucceeded
+		if r.Result == fleet.ResultCancelled {
+			ev.Kind = EventStopped
+		}
 		if r.Phase == fleet.PhaseRecycle || r.Phase == fleet.PhaseReset || r.Phase == fleet.PhaseMigrate {
 			before := s.GuestsBefore
 			if len(before) == 0 {
@@ -702,6 +705,9 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 					rec.Command.Targets = ev.Targets
 				}
 			}
+			if e.Kind == EffectStop {
+				rec.Command.CancelledBy = next.CancelledBy
+			}
 		}
 		if same := next; len(effects) == 0 {
 			same.Updated = s.Updated
@@ -720,13 +726,17 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 			return fmt.Errorf("store the execution: %w", err)
 		}
 		c.keep(Stored{rec, revision})
+		what := "execution." + string(next.State)
 		if next.State == s.State {
-			return nil
+			if len(effects) == 0 {
+				return nil
+			}
+			what = "execution.stopping"
 		}
 		c.cfg.Log.Info("execution", "id", id, "host", rec.Host, "from", s.State, "to", next.State, "because", ev.Kind, "detail", ev.Detail)
 		l := c.of(id)
 		l.sent = time.Time{}
-		l.unaudited = append(l.unaudited, auditEntry{actor, "execution." + string(next.State), map[string]any{
+		l.unaudited = append(l.unaudited, auditEntry{actor, what, map[string]any{
 			"execution": id, "host": rec.Host, "from": s.State, "event": ev.Kind, "detail": ev.Detail, "token": rec.Token, "command": rec.Command.ID, "outcome": next.Outcome,
 		}})
 		if slices.Contains(effects, Effect{Kind: EffectAlert}) {

@@ -317,14 +317,125 @@ func TestCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
 		e := r.submit(nil)
-		if _, err := r.c.Cancel(t.Context(), e.ID, "ann"); !errors.Is(err, ErrTooLate) {
-			t.Errorf("cancelled while services restart: %v", err)
+		time.Sleep(20 * ms) // the first service is being restarted
+		for range 2 {
+			e, err := r.c.Cancel(t.Context(), e.ID, "ann")
+			if err != nil || e.State != fleet.ExecutionRecycling || e.CancelledBy != "ann" {
+				t.Errorf("%+v, %v", e, err)
+			}
 		}
 		if _, err := r.c.Cancel(t.Context(), "nope", "ann"); !errors.Is(err, ErrNotFound) {
 			t.Error(err)
 		}
-		r.wait(e.ID)
+		e = r.wait(e.ID)
+		if e.State != fleet.ExecutionCancelled || !strings.Contains(e.Outcome, "after 1 of 3 services") || r.sim.Restarts("a.service") != 1 || r.sim.Restarts("b.service") != 0 {
+			t.Errorf("%s: %s, %d and %d restarts", e.State, e.Outcome, r.sim.Restarts("a.service"), r.sim.Restarts("b.service"))
+		}
+		if _, err := r.c.Cancel(t.Context(), e.ID, "ann"); !errors.Is(err, ErrTooLate) {
+			t.Errorf("cancelled after its end: %v", err)
+		}
+		if n := len(r.w.commands); n != 2 || r.w.commands[1].CancelledBy != "ann" || r.w.commands[1].ID != r.w.commands[0].ID {
+			t.Errorf("%+v", r.w.commands)
+		}
+		if want := "execution.stopping"; !slices.Contains(r.w.audit, want) {
+			t.Errorf("%v lacks %s", r.w.audit, want)
+		}
 	})
+}
+
+// A service that does not come back is a person's business once the recycle was cancelled.
+func TestCancelOfARecycleThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.sim.Break("a.service")
+		e := r.submit(nil)
+		time.Sleep(20 * ms)
+		if _, err := r.c.Cancel(t.Context(), e.ID, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		if e = r.wait(e.ID); e.State != fleet.ExecutionHandedOver || !strings.Contains(e.Outcome, "since the execution was cancelled") || e.Bundle != "" {
+			t.Errorf("%s: %s", e.State, e.Outcome)
+		}
+	})
+}
+
+// The control plane dies once it has stored that an execution is to stop, and before the
+// agent knows: the next one tells it.
+func TestCancelOutlivesTheControlPlane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		e := r.submit(nil)
+		time.Sleep(20 * ms)
+		r.w.change(func() {
+			r.w.fail = func(what string) error {
+				if what == "send" || what == "audit" {
+					return errors.New("dead")
+				}
+				return nil
+			}
+		})
+		if _, err := r.c.Cancel(t.Context(), e.ID, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		next, err := New(r.w.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.w.change(func() { r.w.fail = func(string) error { return nil } })
+		if err := next.Tick(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if e = r.wait(e.ID); e.State != fleet.ExecutionCancelled || r.sim.Restarts("b.service") != 0 {
+			t.Errorf("%s: %s", e.State, e.Outcome)
+		}
+	})
+}
+
+// gate is a host whose VMs wait for leave to get their new processes.
+type gate struct {
+	*sim.Preserver
+	check, move chan struct{}
+}
+
+func (g gate) Check(ctx context.Context) error {
+	<-g.check
+	return g.Preserver.Check(ctx)
+}
+
+func (g gate) Move(ctx context.Context, mark string) (map[string]time.Duration, error) {
+	<-g.move
+	return g.Preserver.Move(ctx, mark)
+}
+
+func TestCancelOfAReset(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			g := gate{check: make(chan struct{}), move: make(chan struct{})}
+			r := newRig(t, func(c *host.Config, w *world) {
+				g.Preserver = c.Services.(*sim.Host).Preserver()
+				c.VMs = g
+				w.policy.Automatic = []fleet.Action{fleet.ActionPreservingReset}
+				w.state.Hosts = map[fleet.HostID]guard.Host{"h1": {Actions: w.policy.Automatic}, "h2": {Healthy: true}}
+			})
+			e := r.submit(func(q *Request) { q.Action = fleet.ActionPreservingReset })
+			if late {
+				close(g.check)
+				time.Sleep(time.Second) // the step that freezes has begun, and is reported
+			}
+			got, err := r.c.Cancel(t.Context(), e.ID, "ann")
+			if late && (!errors.Is(err, ErrTooLate) || !strings.Contains(err.Error(), "its VMs are being frozen")) || !late && (err != nil || got.CancelledBy != "ann") {
+				t.Errorf("late %v: %+v, %v", late, got, err)
+			}
+			if !late {
+				close(g.check)
+			}
+			close(g.move)
+			want := map[bool]fleet.ExecutionState{false: fleet.ExecutionCancelled, true: fleet.ExecutionSucceeded}[late]
+			if e = r.wait(e.ID); e.State != want || late == strings.Contains(e.Outcome, "before a VM was frozen") {
+				t.Errorf("late %v: %s: %s", late, e.State, e.Outcome)
+			}
+		})
+	}
 }
 
 // Another process has taken the host: the execution gives up.

@@ -18,12 +18,13 @@ type EventKind string
 const (
 	EventAllowed   EventKind = "allowed"   // the guard let the action through, just before its first effect
 	EventBlocked   EventKind = "blocked"   // the guard refused it
-	EventCancel    EventKind = "cancel"    // a person takes it back
+	EventCancel    EventKind = "cancel"    // a person wants it to stop
 	EventProgress  EventKind = "progress"  // a report of a step
 	EventSucceeded EventKind = "succeeded" // the phase ended well
 	EventFailed    EventKind = "failed"    // the phase did not reach its aim; the VMs run
 	EventDegraded  EventKind = "degraded"  // a VM is missing or changed
 	EventUnknown   EventKind = "unknown"   // the agent cannot find out what happened
+	EventStopped   EventKind = "stopped"   // the agent ended the phase early, as a person wished; each VM runs exactly once
 	EventRefused   EventKind = "refused"   // the agent refused the command: nothing was done
 	EventDeadline  EventKind = "deadline"  // the phase's time is over
 	EventFenced    EventKind = "fenced"    // somebody else holds the host's lease
@@ -32,14 +33,15 @@ const (
 // EventKinds lists every event, in the order above.
 func EventKinds() []EventKind {
 	return []EventKind{EventAllowed, EventBlocked, EventCancel, EventProgress, EventSucceeded, EventFailed,
-		EventDegraded, EventUnknown, EventRefused, EventDeadline, EventFenced}
+		EventDegraded, EventUnknown, EventStopped, EventRefused, EventDeadline, EventFenced}
 }
 
 // Event is one input of the state machine.
 type Event struct {
 	Kind EventKind
-	// Detail is for a person: the guard's reasons, the agent's words, the name
-	// of who cancelled.
+	// By is who cancels.
+	By string
+	// Detail is for a person: the guard's reasons, the agent's words.
 	Detail string
 	// Can lists the actions that the host is able to do and the guard allows at
 	// this instant, and Why says for the others what is in their way.
@@ -65,6 +67,7 @@ type EffectKind string
 // The effects.
 const (
 	EffectCommand EffectKind = "command" // send the phase's command to the host agent
+	EffectStop    EffectKind = "stop"    // send it again, with the wish to stop
 	EffectRelease EffectKind = "release" // give up the host's lease
 	EffectAlert   EffectKind = "alert"   // call a person
 )
@@ -119,6 +122,15 @@ func asked(a fleet.Action) condition {
 	return condition{fmt.Sprintf("%s is what was asked for", a), func(e *fleet.Execution, _ *Event) bool { return e.Action == a }}
 }
 
+var (
+	// unwanted means that a person has cancelled the execution.
+	unwanted = condition{"it was cancelled", func(e *fleet.Execution, _ *Event) bool { return e.CancelledBy != "" }}
+	// bound means that its phase can not be stopped any more.
+	bound = condition{"a binding step has begun", func(e *fleet.Execution, _ *Event) bool {
+		return slices.ContainsFunc(e.Steps, func(s fleet.Step) bool { return s.Binding && s.Phase == PhaseOf(e.State) })
+	}}
+)
+
 var always = condition{"", func(*fleet.Execution, *Event) bool { return true }}
 
 // Rule is one edge of the state machine. Of the rules for a state and an event
@@ -134,10 +146,20 @@ type Rule struct {
 	Outcome string
 
 	holds func(*fleet.Execution, *Event) bool
+	// stops means that the agent is told to stop the phase.
+	stops bool
 }
 
 func rule(name string, from fleet.ExecutionState, on EventKind, when condition, to fleet.ExecutionState, outcome string) Rule {
 	return Rule{Name: name, From: from, On: on, When: when.name, To: to, Outcome: outcome, holds: when.holds}
+}
+
+// stop is a rule by which a phase that is under way is asked to stop; it goes on until
+// the agent says what became of it.
+func stop(name string, in fleet.ExecutionState) Rule {
+	r := rule(name, in, EventCancel, always, in, "")
+	r.stops = true
+	return r
 }
 
 // Transitions returns the rules of the state machine; ARCHITECTURE.md's table and
@@ -156,7 +178,10 @@ var transitions = []Rule{
 	rule("lost before the begin", fleet.ExecutionPending, EventFenced, always, fleet.ExecutionCancelled, "Another execution holds the host; nothing was changed on it."),
 
 	rule("step", fleet.ExecutionRecycling, EventProgress, always, fleet.ExecutionRecycling, ""),
+	stop("stop after this service", fleet.ExecutionRecycling),
+	rule("recycle stopped", fleet.ExecutionRecycling, EventStopped, always, fleet.ExecutionCancelled, "The recycle was cancelled: what had begun was finished and is healthy, the other services were left alone, and every VM runs on."),
 	rule("recycled", fleet.ExecutionRecycling, EventSucceeded, always, fleet.ExecutionSucceeded, "Every service was restarted and is healthy, and every VM runs on."),
+	rule("service did not come back, stopped", fleet.ExecutionRecycling, EventFailed, unwanted, fleet.ExecutionHandedOver, "A service did not come back, and nothing further was begun since the execution was cancelled."),
 	rule("service did not come back", fleet.ExecutionRecycling, EventFailed, always, fleet.ExecutionDiagnosing, ""),
 	rule("recycle lost a VM", fleet.ExecutionRecycling, EventDegraded, always, fleet.ExecutionDegraded, "A VM is missing or changed after the services were restarted."),
 	rule("recycle unclear", fleet.ExecutionRecycling, EventUnknown, always, fleet.ExecutionDegraded, "Nobody could find out how the restart of the services ended."),
@@ -181,10 +206,16 @@ var transitions = []Rule{
 	rule("fenced in diagnosis", fleet.ExecutionDiagnosing, EventFenced, always, fleet.ExecutionHandedOver, "Another execution took the host during the diagnosis."),
 
 	rule("step", fleet.ExecutionResetting, EventProgress, always, fleet.ExecutionResetting, ""),
+	rule("too late to stop", fleet.ExecutionResetting, EventCancel, bound, fleet.ExecutionResetting, ""),
+	stop("stop before the freeze", fleet.ExecutionResetting),
+	rule("reset stopped at once", fleet.ExecutionResetting, EventStopped, asked(fleet.ActionPreservingReset), fleet.ExecutionCancelled, "The preserving reset was cancelled before a VM was frozen."),
+	rule("reset stopped", fleet.ExecutionResetting, EventStopped, always, fleet.ExecutionHandedOver, "A service did not come back, and the preserving reset was cancelled before a VM was frozen."),
 	rule("reset", fleet.ExecutionResetting, EventSucceeded, always, fleet.ExecutionSucceeded, "The host's OS was reset under its VMs, and every VM runs on."),
+	rule("reset failed, stopped", fleet.ExecutionResetting, EventFailed, unwanted, fleet.ExecutionHandedOver, "The preserving reset failed, and nothing further was begun since the execution was cancelled; the VMs run on."),
 	rule("reset failed, migrate", fleet.ExecutionResetting, EventFailed, can(fleet.ActionLiveMigrate), fleet.ExecutionMigrating, ""),
 	rule("reset failed", fleet.ExecutionResetting, EventFailed, always, fleet.ExecutionHandedOver, "The preserving reset failed, the VMs run, and no further action is possible here."),
 	rule("reset refused at once", fleet.ExecutionResetting, EventRefused, asked(fleet.ActionPreservingReset), fleet.ExecutionCancelled, "The host agent refused the preserving reset; nothing was changed on the host."),
+	rule("reset refused, stopped", fleet.ExecutionResetting, EventRefused, unwanted, fleet.ExecutionHandedOver, "The host agent refused the preserving reset, and nothing further was begun since the execution was cancelled."),
 	rule("reset refused, migrate", fleet.ExecutionResetting, EventRefused, can(fleet.ActionLiveMigrate), fleet.ExecutionMigrating, ""),
 	rule("reset refused", fleet.ExecutionResetting, EventRefused, always, fleet.ExecutionHandedOver, "The host agent refused the preserving reset, and no further action is possible here."),
 	rule("reset lost a VM", fleet.ExecutionResetting, EventDegraded, always, fleet.ExecutionDegraded, "A VM is missing or changed after the preserving reset."),
@@ -193,6 +224,9 @@ var transitions = []Rule{
 	rule("fenced in reset", fleet.ExecutionResetting, EventFenced, always, fleet.ExecutionDegraded, "Another execution took the host during the preserving reset, so the state of its VMs is unknown."),
 
 	rule("step", fleet.ExecutionMigrating, EventProgress, always, fleet.ExecutionMigrating, ""),
+	stop("stop the moves", fleet.ExecutionMigrating),
+	rule("migration stopped at once", fleet.ExecutionMigrating, EventStopped, asked(fleet.ActionLiveMigrate), fleet.ExecutionCancelled, "The migration was cancelled; every VM runs exactly once."),
+	rule("migration stopped", fleet.ExecutionMigrating, EventStopped, always, fleet.ExecutionHandedOver, "The migration was cancelled after the other actions did not help; every VM runs exactly once."),
 	rule("migrated", fleet.ExecutionMigrating, EventSucceeded, always, fleet.ExecutionSucceeded, "Every VM runs on another host."),
 	rule("migration failed", fleet.ExecutionMigrating, EventFailed, always, fleet.ExecutionHandedOver, "The migration failed; every VM runs exactly once."),
 	rule("migration refused at once", fleet.ExecutionMigrating, EventRefused, asked(fleet.ActionLiveMigrate), fleet.ExecutionCancelled, "The host agent refused the migration; nothing was changed on the host."),
@@ -237,6 +271,10 @@ func Next(exec fleet.Execution, ev Event, now time.Time, limits Limits) (fleet.E
 		}
 	}
 	if r.To == exec.State {
+		if r.stops && exec.CancelledBy == "" {
+			next.CancelledBy = ev.By
+			return next, []Effect{{Kind: EffectStop, Phase: phases[r.To]}}
+		}
 		return next, nil
 	}
 	next.State = r.To
@@ -245,8 +283,14 @@ func Next(exec fleet.Execution, ev Event, now time.Time, limits Limits) (fleet.E
 		return next, []Effect{{Kind: EffectCommand, Phase: phase}}
 	}
 	next.Ended = now
+	if ev.Kind == EventCancel {
+		next.CancelledBy = ev.By
+	}
 	next.Deadline = time.Time{}
 	next.Outcome = sentence(r.Outcome, ev.Detail)
+	if ev.Kind == EventSucceeded && exec.CancelledBy != "" {
+		next.Outcome = sentence(next.Outcome, fmt.Sprintf("That %s cancelled it came too late.", exec.CancelledBy))
+	}
 	if r.To == fleet.ExecutionHandedOver {
 		next.Outcome = sentence(next.Outcome, ev.Why)
 	}

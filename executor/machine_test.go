@@ -17,17 +17,24 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// every combination of what a condition can look at.
-func contexts() (out []struct {
+// situation is what a condition can look at.
+type situation struct {
 	action fleet.Action
 	can    []fleet.Action
-}) {
+	// cancelledBy is who cancelled before, and bound the phase of a binding step.
+	cancelledBy string
+	bound       fleet.Phase
+}
+
+// every combination of what a condition can look at.
+func contexts() (out []situation) {
 	for _, a := range fleet.Actions() {
 		for _, can := range [][]fleet.Action{nil, {a}, {fleet.ActionPreservingReset}, {fleet.ActionLiveMigrate}, {fleet.ActionPreservingReset, fleet.ActionLiveMigrate}} {
-			out = append(out, struct {
-				action fleet.Action
-				can    []fleet.Action
-			}{a, can})
+			for _, by := range []string{"", "ann"} {
+				for _, bound := range []fleet.Phase{"", fleet.PhaseReset} {
+					out = append(out, situation{a, can, by, bound})
+				}
+			}
 		}
 	}
 	return out
@@ -39,9 +46,9 @@ func TestEveryStateAndEvent(t *testing.T) {
 	for _, s := range states {
 		for _, kind := range append(EventKinds(), "", "made-up") {
 			for _, c := range contexts() {
-				e := fleet.Execution{ID: "x", Host: "h", State: s, Action: c.action, Steps: []fleet.Step{{Name: "a", State: fleet.StepRunning}}}
+				e := fleet.Execution{ID: "x", Host: "h", State: s, Action: c.action, CancelledBy: c.cancelledBy, Steps: []fleet.Step{{Name: "a", State: fleet.StepRunning, Phase: c.bound, Binding: c.bound != ""}}}
 				before := e
-				ev := Event{Kind: kind, Can: c.can, Detail: "d", Why: "w"}
+				ev := Event{Kind: kind, By: "bob", Can: c.can, Detail: "d", Why: "w"}
 				next, effects := Next(e, ev, start, DefaultLimits())
 				if !reflect.DeepEqual(e, before) || e.Steps[0].State != fleet.StepRunning {
 					t.Fatalf("%s on %s: the input was changed", s, kind)
@@ -82,6 +89,16 @@ func TestEveryStateAndEvent(t *testing.T) {
 					if phase := PhaseOf(next.State); len(effects) != 1 || effects[0] != (Effect{EffectCommand, phase}) || !next.Deadline.After(start) {
 						t.Fatalf("%s on %s: %v, deadline %v", s, kind, effects, next.Deadline)
 					}
+				} else if stops := kind == EventCancel && c.cancelledBy == "" && (c.bound == "" || s != fleet.ExecutionResetting); stops {
+					if next.CancelledBy != "bob" || len(effects) != 1 || effects[0] != (Effect{EffectStop, PhaseOf(s)}) {
+						t.Fatalf("%s on %s: %v, cancelled by %q", s, kind, effects, next.CancelledBy)
+					}
+				} else if len(effects) != 0 || next.CancelledBy != c.cancelledBy {
+					t.Fatalf("%s on %s: %v, cancelled by %q", s, kind, effects, next.CancelledBy)
+				}
+				// What a person has stopped changes nothing further.
+				if c.cancelledBy != "" && s != fleet.ExecutionPending && s != fleet.ExecutionDiagnosing && next.State != s && !next.State.Final() {
+					t.Fatalf("%s on %s: it goes on with %s though %s cancelled it", s, kind, next.State, c.cancelledBy)
 				}
 			}
 		}

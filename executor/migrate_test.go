@@ -74,6 +74,35 @@ func TestMigrationIsCarriedOut(t *testing.T) {
 	}
 }
 
+func TestMigrationIsCancelled(t *testing.T) {
+	for _, action := range []fleet.Action{fleet.ActionLiveMigrate, fleet.ActionRecycle} {
+		synctest.Test(t, func(t *testing.T) {
+			r, there := newMigrationRig(t, chooser{})
+			e := r.submit(func(q *Request) { q.Action = action })
+			for e.State != fleet.ExecutionMigrating {
+				time.Sleep(100 * ms)
+				e, _ = r.c.Execution(t.Context(), e.ID)
+			}
+			time.Sleep(500 * ms)
+			if _, err := r.c.Cancel(t.Context(), e.ID, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			// After a recycle that failed, the host is still not well.
+			want := map[fleet.Action]fleet.ExecutionState{fleet.ActionLiveMigrate: fleet.ExecutionCancelled, fleet.ActionRecycle: fleet.ExecutionHandedOver}[action]
+			if e = r.wait(e.ID); e.State != want || !strings.Contains(e.Outcome, "0 VMs moved, 2 stayed") {
+				t.Errorf("%s: %s: %s", action, e.State, e.Outcome)
+			}
+			if took := time.Since(begin); took > 2*time.Second {
+				t.Errorf("%s: it took %v", action, took)
+			}
+			if guests, err := there.Guests(t.Context()); err != nil || len(guests) != 0 {
+				t.Errorf("%s: moved all the same: %+v, %v", action, guests, err)
+			}
+		})
+	}
+}
+
 func TestMigrationWithoutATarget(t *testing.T) {
 	for name, c := range map[string]struct {
 		p    Placement

@@ -135,7 +135,7 @@ function execution(e) {
   const took = e.ended ? ` in ${span((new Date(e.ended) - new Date(e.created)) / 1000)}` : "";
   const vms = guests(e.guests_before, e.guests_after);
   return el("article", { class: "card " + kind, "aria-label": `${e.action} on ${e.host}, ${e.state}` },
-    el("h3", {}, el("span", {}, e.action, " on ", name(e.host)), badge(e.state + (good ? took : ""), kind), labels(e), clock(e.created)),
+    el("h3", {}, el("span", {}, e.action, " on ", name(e.host)), badge(e.state + (good ? took : "") + (e.cancelled_by && !e.ended ? ", told to stop" : ""), kind), labels(e), clock(e.created)),
     el("p", {}, cut(e.outcome || e.reason)),
     vms ? el("p", { class: "dim" }, vms) : null,
     e.steps?.length ? el("ol", { class: "steps" }, e.steps.map((s) => el("li", { class: s.state },

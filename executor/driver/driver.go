@@ -39,8 +39,9 @@ type Location struct {
 	// host could not be asked, for the reason Trouble.
 	Here, There string
 	Trouble     string
-	// Moving is true while a move from here is under way.
-	Moving bool
+	// Moving is true while a move from here is under way, and Committed if it can not be
+	// stopped any more: the guest runs on the target already, on memory that is here.
+	Moving, Committed bool
 }
 
 // Unknown is the state of a guest whose host could not be asked.

@@ -145,6 +145,8 @@ type job struct {
 	reports  []fleet.Report
 	// invocations has the unit's start that the intent of a restart saw.
 	invocations map[string]string
+	// stop, if not nil, ends what is under way, since a person cancelled it.
+	stop func()
 	// frozen is for how long a reset froze each VM, or a recycle did not see it run, as
 	// far as this process knows.
 	frozen map[string]time.Duration
@@ -176,11 +178,12 @@ func (j *job) guestsBefore() []fleet.GuestReport {
 }
 
 // entryVersion is the newest version of the journal's records that this code reads.
-const entryVersion = 1
+const entryVersion = 2
 
 // entry is one record of the journal. The kinds are "accepted" (Command, Boot),
 // "report" (ID, Report; with a running step it is the intent of an effect),
-// "acked" (ID: the control plane has all reports) and "token" (Token is the newest).
+// "acked" (ID: the control plane has all reports), "token" (Token is the newest) and,
+// from version 2 on, "cancelled" (ID, By).
 type entry struct {
 	Version    int            `json:"v"`
 	Kind       string         `json:"kind"`
@@ -190,6 +193,7 @@ type entry struct {
 	Report     *fleet.Report  `json:"report,omitempty"`
 	Invocation string         `json:"invocation,omitempty"`
 	Token      uint64         `json:"token,omitempty"`
+	By         string         `json:"by,omitempty"`
 }
 
 // ErrConfig means that a Runner cannot work with what it was given.
@@ -298,6 +302,14 @@ func (r *Runner) again(j *job, c fleet.Command) error {
 	if c.Token > j.command.Token && c.Token >= r.newest {
 		if err := r.write(entry{Kind: "token", ID: j.command.ID, Token: c.Token}); err != nil {
 			return fmt.Errorf("take the new token of command %s: %w", c.ID, err)
+		}
+	}
+	if c.CancelledBy != "" && j.command.CancelledBy == "" && !j.final() && c.Token >= j.command.Token {
+		if err := r.write(entry{Kind: "cancelled", ID: j.command.ID, By: c.CancelledBy}); err != nil {
+			return fmt.Errorf("stop command %s: %w", c.ID, err)
+		}
+		if j.stop != nil {
+			j.stop()
 		}
 	}
 	j.sent = 0

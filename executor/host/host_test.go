@@ -544,7 +544,7 @@ func TestDamagedAndNewerJournals(t *testing.T) {
 		want  error
 	}{
 		"not JSON":        {"{", journal.ErrCorrupt},
-		"newer":           {`{"v":2,"kind":"accepted"}`, journal.ErrNewer},
+		"newer":           {`{"v":3,"kind":"accepted"}`, journal.ErrNewer},
 		"no command":      {`{"v":1,"kind":"accepted"}`, journal.ErrCorrupt},
 		"orphan":          {`{"v":1,"kind":"report","id":"c","report":{"seq":1}}`, journal.ErrCorrupt},
 		"unknown":         {`{"v":1,"kind":"dance"}`, journal.ErrCorrupt},

@@ -56,6 +56,14 @@ func (r *Runner) migrate(ctx, limited context.Context, j *job) error {
 			return err
 		}
 	}
+	limited, stop := context.WithCancelCause(limited)
+	defer stop(nil)
+	r.mu.Lock()
+	j.stop = func() { stop(&cancelError{j.command.CancelledBy}) }
+	if j.command.CancelledBy != "" {
+		j.stop()
+	}
+	r.mu.Unlock()
 	type work struct {
 		g     fleet.GuestReport
 		to    fleet.Target
@@ -165,7 +173,7 @@ func (r *Runner) moveOne(ctx, limited context.Context, j *job, g fleet.GuestRepo
 // carry brings a VM to its target from wherever it is, or leaves it in one place.
 func (r *Runner) carry(ctx, limited context.Context, stop context.CancelCauseFunc, j *job, g fleet.GuestReport, to fleet.Target, begun bool) (detail string, err error) {
 	if begun {
-		at := r.settle(ctx, limited, g, to)
+		at := r.settle(ctx, limited, j, g, to)
 		if at.place == moved {
 			return "found on the target after an interruption", nil
 		}
@@ -188,7 +196,7 @@ func (r *Runner) carry(ctx, limited context.Context, stop context.CancelCauseFun
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
-	at := r.settle(ctx, limited, g, to)
+	at := r.settle(ctx, limited, j, g, to)
 	if at.place != moved {
 		return "", errors.Join(err, errors.New(at.String()))
 	}
@@ -257,8 +265,8 @@ func judge(before string, at driver.Location, err error) place {
 }
 
 // settle waits until a VM is in one place. The move of one that is still on its way
-// when its time is over is stopped.
-func (r *Runner) settle(ctx, limited context.Context, g fleet.GuestReport, to fleet.Target) sight {
+// when its time is over, or a person has cancelled it, is stopped where that is possible.
+func (r *Runner) settle(ctx, limited context.Context, j *job, g fleet.GuestReport, to fleet.Target) sight {
 	var s sight
 	until := r.cfg.Clock().Add(settleFor)
 	for {
@@ -271,7 +279,11 @@ func (r *Runner) settle(ctx, limited context.Context, g fleet.GuestReport, to fl
 			}
 		}
 		cancel()
-		if at.Moving && limited.Err() == nil {
+		late := limited.Err() != nil
+		if at.Committed && r.cfg.Clock().Before(j.command.Deadline) {
+			late = false // it can only go on
+		}
+		if at.Moving && !late {
 			until = r.cfg.Clock().Add(settleFor) // it has its time
 		}
 		if s.place == moved || s.place == stayed || r.cfg.Clock().After(until) || !sleep(ctx, locateEvery) {
@@ -297,7 +309,7 @@ func (r *Runner) located(ctx context.Context, j *job, failure error) error {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			sights[i] = r.settle(ctx, over, g, to)
+			sights[i] = r.settle(ctx, over, j, g, to)
 		})
 	}
 	wg.Wait()
@@ -342,6 +354,8 @@ func (r *Runner) located(ctx context.Context, j *job, failure error) error {
 		result.Result, result.Detail = fleet.ResultDegraded, "a VM is missing: "+strings.Join(bad[lost], "; ")
 	case counts[unclear] > 0:
 		result.Result, result.Detail = fleet.ResultUnknown, strings.Join(bad[unclear], "; ")
+	case counts[stayed] > 0 && r.cancelled(j) != nil:
+		result.Result, result.Detail = fleet.ResultCancelled, fmt.Sprintf("%d VMs moved, %d stayed", counts[moved], counts[stayed])
 	case counts[stayed] > 0:
 		result.Result, result.Detail = fleet.ResultFailed, fmt.Sprintf("%d of %d VMs stayed, each runs exactly once", counts[stayed], counts[stayed]+counts[moved])
 	default:

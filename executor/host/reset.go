@@ -120,6 +120,9 @@ func (r *Runner) do(ctx, limited context.Context, j *job, name string, f func() 
 	case limited.Err() != nil:
 		return fmt.Errorf("the time for the reset is over: %w", limited.Err())
 	}
+	if err := r.cancelled(j); err != nil && !j.bound() {
+		return fmt.Errorf("%w before a VM was frozen", err)
+	}
 	step := r.begin(j, name)
 	if err := r.say(j, fleet.Report{Step: &step}, ""); err != nil {
 		return &writeError{err}
@@ -129,6 +132,11 @@ func (r *Runner) do(ctx, limited context.Context, j *job, name string, f func() 
 		return ctx.Err()
 	}
 	return r.over(j, step, detail, err)
+}
+
+// bound tells whether a step has begun after which the job is not cancelled any more.
+func (j *job) bound() bool {
+	return slices.ContainsFunc(j.reports, func(rep fleet.Report) bool { return rep.Step != nil && rep.Step.Binding })
 }
 
 // over journals the outcome of a step and returns it.

@@ -32,6 +32,8 @@ type world struct {
 	check, move, save, load, reset, resume error
 	// loses leaves a VM out after a move.
 	loses bool
+	// onCheck, onMove and onLoad, if not nil, are called in their midst.
+	onCheck, onMove, onLoad func()
 }
 
 func newWorld() *world {
@@ -48,7 +50,12 @@ func (w *world) enter() error {
 	return nil
 }
 
-func (w *world) Check(context.Context) error { return w.check }
+func (w *world) Check(context.Context) error {
+	if w.onCheck != nil {
+		w.onCheck()
+	}
+	return w.check
+}
 
 func (w *world) Move(_ context.Context, mark string) (map[string]time.Duration, error) {
 	w.mu.Lock()
@@ -60,6 +67,9 @@ func (w *world) Move(_ context.Context, mark string) (map[string]time.Duration, 
 		return nil, errors.New("an earlier plan is there")
 	}
 	w.plan = mark
+	if w.onMove != nil {
+		w.onMove()
+	}
 	for i := range w.moves {
 		w.moves[i]++
 	}
@@ -142,6 +152,9 @@ func (k kernel) Load(_ context.Context, mark string) error {
 		return err
 	}
 	k.loaded = mark
+	if k.onLoad != nil {
+		k.onLoad()
+	}
 	return k.load
 }
 
@@ -179,6 +192,12 @@ func (k kernel) Reset(context.Context) error {
 		k.restart()
 	}()
 	return nil
+}
+
+func (w *world) underway() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stopping
 }
 
 // restart ends what runs.
@@ -224,7 +243,9 @@ func (b *bench) through(w *world, kexec bool, c *crash, cmd fleet.Command) fleet
 				time.Sleep(100 * ms)
 				_, over = b.final(cmd.ID)
 			}
-			time.Sleep(5 * time.Second) // a reset that has begun goes on
+			for w.underway() { // a reset that has begun goes on without the agent
+				time.Sleep(100 * ms)
+			}
 			cancel()
 			<-done
 			r.Close()

@@ -163,6 +163,9 @@ func (r *Runner) perform(ctx context.Context, j *job) error {
 		if why := r.refusal(c); why != "" {
 			return r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: why}, "")
 		}
+		if err := r.cancelled(j); err != nil {
+			return r.say(j, fleet.Report{Result: fleet.ResultCancelled, Detail: err.Error() + " before its first step"}, "")
+		}
 	}
 	r.cfg.Log.Info("begin", "phase", c.Phase, "command", c.ID, "again", len(j.reports) > 0)
 	limited, cancel := context.WithTimeout(ctx, c.Deadline.Sub(r.cfg.Clock()))
@@ -241,6 +244,7 @@ func (r *Runner) begin(j *job, name string) fleet.Step {
 	if old, ok := j.step(name); ok {
 		s.Started = old.Started
 	}
+	s.Binding = name == stepMove || name == stepSave
 	return s
 }
 
@@ -352,17 +356,35 @@ func (r *Runner) superseded(j *job) bool {
 	return j.command.Token < r.newest
 }
 
+// cancelError says that a person has cancelled the command.
+type cancelError struct{ by string }
+
+func (e *cancelError) Error() string { return "cancelled by " + e.by }
+
+// cancelled is a [*cancelError] if a person has cancelled the job, and nil otherwise.
+func (r *Runner) cancelled(j *job) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if by := j.command.CancelledBy; by != "" {
+		return &cancelError{by}
+	}
+	return nil
+}
+
 // writeError is the failure of the journal, not of the phase.
 type writeError struct{ err error }
 
 func (e *writeError) Error() string { return e.err.Error() }
 
-// restartAll restarts the units in order. An error says what did not come back.
+// restartAll restarts the units in order. An error says what did not come back, or that
+// a person cancelled the recycle, which leaves those alone that had not begun.
 func (r *Runner) restartAll(ctx, limited context.Context, j *job) error {
 	if j.boot != r.cfg.Boot {
 		return errors.New("the host restarted in the middle of the recycle")
 	}
-	for _, unit := range j.command.Units {
+	units := j.command.Units
+	var stopped error
+	for i, unit := range units {
 		if s, begun := j.step(stepRestart(unit)); begun && s.State != fleet.StepRunning {
 			if s.State == fleet.StepSucceeded {
 				continue
@@ -372,23 +394,33 @@ func (r *Runner) restartAll(ctx, limited context.Context, j *job) error {
 		if r.superseded(j) {
 			return errors.New("a newer execution has begun on this host")
 		}
+		if _, begun := j.step(stepRestart(unit)); !begun {
+			if stopped = r.cancelled(j); stopped != nil {
+				stopped = fmt.Errorf("%w after %d of %d services", stopped, i, len(units))
+				units = units[:i]
+				break
+			}
+		}
 		if err := r.restart(ctx, limited, j, unit); err != nil {
 			return err
 		}
 	}
 	if s, done := j.step(stepStable); done {
 		if s.State == fleet.StepSucceeded {
-			return nil
+			return stopped
 		}
 		return errors.New(s.Detail)
 	}
 	step := r.begin(j, stepStable)
-	err := r.stable(limited, j.command.Units)
+	err := r.stable(limited, units)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if e := r.say(j, r.end(step, fmt.Sprintf("for %v", r.cfg.Stable), err), ""); e != nil {
 		return &writeError{e}
+	}
+	if err == nil {
+		err = stopped
 	}
 	return err
 }
@@ -553,6 +585,8 @@ func (r *Runner) conclude(ctx context.Context, j *job, failure error) error {
 		result.Result, result.Detail = fleet.ResultUnknown, "the VMs cannot be counted after the restart: "+err.Error()
 	case len(lost) > 0:
 		result.Result, result.Detail = fleet.ResultDegraded, strings.Join(lost, "; ")
+	case errors.As(failure, new(*cancelError)):
+		result.Result = fleet.ResultCancelled
 	case failure != nil:
 		result.Result = fleet.ResultFailed
 	}

@@ -45,8 +45,7 @@ func (r *Runner) load() error {
 
 // write makes an entry durable and then takes it over. r.mu is held.
 func (r *Runner) write(e entry) error {
-	e.Version = entryVersion
-	data, err := json.Marshal(e)
+	data, err := e.encode()
 	if err != nil {
 		return err
 	}
@@ -54,6 +53,16 @@ func (r *Runner) write(e entry) error {
 		return err
 	}
 	return r.apply(e)
+}
+
+// encode gives an entry the oldest version that has its kind, so that an older agent
+// reads all that it can understand.
+func (e entry) encode() ([]byte, error) {
+	e.Version = 1
+	if e.Kind == "cancelled" {
+		e.Version = 2
+	}
+	return json.Marshal(e)
 }
 
 // apply takes an entry over into memory; it is the only place that does.
@@ -89,6 +98,8 @@ func (r *Runner) apply(e entry) error {
 	case "token":
 		j.command.Token = max(j.command.Token, e.Token)
 		r.newest = max(r.newest, e.Token)
+	case "cancelled":
+		j.command.CancelledBy = e.By
 	default:
 		return fmt.Errorf("unknown kind %q", e.Kind)
 	}
@@ -131,8 +142,7 @@ func (r *Runner) compact() error {
 	}
 	records := make([][]byte, len(entries))
 	for i, e := range entries {
-		e.Version = entryVersion
-		data, err := json.Marshal(e)
+		data, err := e.encode()
 		if err != nil {
 			return err
 		}

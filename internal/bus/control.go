@@ -40,7 +40,9 @@ func (b *Bus) Send(ctx context.Context, c fleet.Command) error {
 	}
 	b.onWrite(StreamCommands, false)
 	defer b.onWrite(StreamCommands, true)
-	if _, err := b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(c.ID)); err != nil {
+	// What the command says anew must not be taken for the same message.
+	id := fmt.Sprintf("%s/%d/%t", c.ID, c.Token, c.CancelledBy != "")
+	if _, err := b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(id)); err != nil {
 		return fmt.Errorf("send command %s: %w", c.ID, err)
 	}
 	return nil

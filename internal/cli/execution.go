@@ -59,10 +59,19 @@ preserving reset, live migration. 'tardigrade policy explain' says what may be e
 	list.Flags().StringVar(&state, "state", "", "only those in this `state`, such as handed-over")
 	list.Flags().IntVar(&limit, "limit", 20, "how many at most, up to 1000")
 	cmd.AddCommand(list, &cobra.Command{
-		Use: "cancel ID", Short: "Stop an execution before its first effect, or between two phases",
-		Long: `Stop an execution that has had no effect yet, or, during the diagnosis, before its next phase.
-While a phase is under way that changes the host, it is refused: that phase goes on to its
-end. To keep anything further from beginning, freeze the host.`,
+		Use: "cancel ID", Short: "Stop an execution",
+		Long: `Stop an execution. What that means depends on where it is:
+
+  pending           it ends; nothing was changed on the host
+  recycling         the service that it is at is finished and verified, the rest is left alone
+  diagnosing        it ends, and a person takes over: a service did not come back
+  resetting         it ends if no VM is being frozen yet; from then on it is refused
+  migrating         the moves are stopped; each VM runs on in the one place where it is
+                    (a move by post-copy can only go on to its end)
+
+What follows a phase that is stopped does not begin. The command returns once the host's
+agent has been told; 'tardigrade execution list' says when it has ended, and how. To keep
+anything further from beginning, freeze the host.`,
 		Example: `  tardigrade execution cancel x20260304t120000-0123456789ab`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := one("cancel", args)
@@ -76,6 +85,10 @@ end. To keep anything further from beginning, freeze the host.`,
 			out := cmd.OutOrStdout()
 			if asJSON || !isTerminalWriter(out) {
 				return json.NewEncoder(out).Encode(e)
+			}
+			if !e.State.Final() {
+				fmt.Fprintf(out, "%s is %s; the agent of %s was told to stop\n", e.ID, e.State, e.Host)
+				return nil
 			}
 			fmt.Fprintf(out, "%s is %s: %s\n", e.ID, e.State, e.Outcome)
 			return nil

@@ -134,7 +134,7 @@ func (p *Plane) Execute(ctx context.Context, host fleet.HostID, action fleet.Act
 	return e, problem(err)
 }
 
-// Cancel stops an execution before its first effect, or between two phases.
+// Cancel stops an execution, at once or as soon as its agent can.
 func (p *Plane) Cancel(ctx context.Context, id, who string) (fleet.Execution, error) {
 	e, err := p.coordinator.Cancel(ctx, id, who)
 	return e, problem(err)

@@ -30,6 +30,9 @@ type Command struct {
 	// Prediction is what led to the execution, for PhaseDiagnose; nil where a person
 	// asked for it.
 	Prediction *Prediction `json:"prediction,omitempty"`
+	// CancelledBy is set where a person wants the phase to stop: the same command comes
+	// again with it.
+	CancelledBy string `json:"cancelled_by,omitempty"`
 }
 
 // Target is the host that a VM is to be moved to.
@@ -49,9 +52,10 @@ type Result string
 const (
 	ResultSucceeded Result = "succeeded"
 	ResultFailed    Result = "failed"
-	ResultDegraded  Result = "degraded" // a VM is missing or changed
-	ResultUnknown   Result = "unknown"  // the agent cannot find out what happened
-	ResultRefused   Result = "refused"  // stale token, expired, dry run or not capable: see Detail
+	ResultDegraded  Result = "degraded"  // a VM is missing or changed
+	ResultUnknown   Result = "unknown"   // the agent cannot find out what happened
+	ResultCancelled Result = "cancelled" // a person stopped it: what was begun is finished or undone, see Detail
+	ResultRefused   Result = "refused"   // stale token, expired, dry run or not capable: see Detail
 )
 
 // Report is what a host agent says while it carries out a command: one report

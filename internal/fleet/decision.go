@@ -180,7 +180,7 @@ const (
 	ExecutionSucceeded  ExecutionState = "succeeded"
 	ExecutionDegraded   ExecutionState = "degraded"    // a VM was lost or its state is unknown: a person is called
 	ExecutionHandedOver ExecutionState = "handed-over" // a person is called, the VMs run
-	ExecutionCancelled  ExecutionState = "cancelled"   // refused or stopped before any effect
+	ExecutionCancelled  ExecutionState = "cancelled"   // refused before any effect, or stopped by a person: Outcome says what was done
 )
 
 // Final tells whether the state never changes again.
@@ -226,6 +226,8 @@ type Step struct {
 	Ended   time.Time `json:"ended,omitzero"`
 	// Detail is what a person should know: a measured value, or the error.
 	Detail string `json:"detail,omitempty"`
+	// Binding is true for a step from whose begin on its phase is not cancelled any more.
+	Binding bool `json:"binding,omitempty"`
 }
 
 // GuestReport is one VM as counted and probed around an execution.
@@ -252,9 +254,11 @@ type Execution struct {
 	Reason         string         `json:"reason"`
 	Recommendation string         `json:"recommendation,omitempty"`
 	RequestedBy    string         `json:"requested_by"`
-	Created        time.Time      `json:"created"`
-	Updated        time.Time      `json:"updated"`
-	Ended          time.Time      `json:"ended,omitzero"`
+	// CancelledBy is the person who wants it to stop, or stopped it.
+	CancelledBy string    `json:"cancelled_by,omitempty"`
+	Created     time.Time `json:"created"`
+	Updated     time.Time `json:"updated"`
+	Ended       time.Time `json:"ended,omitzero"`
 	// Deadline bounds the current phase.
 	Deadline time.Time `json:"deadline,omitzero"`
 	// Token is the fencing token: the agent refuses one that is older than the

@@ -200,7 +200,7 @@ func (h *Host) Locate(ctx context.Context, guest string, to fleet.Target) (drive
 	here, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
 	err = h.with(here, h.cfg.URI, func(s *session) error {
-		at.Here, at.Moving, err = locate(s, guest)
+		at.Here, at.Moving, at.Committed, err = locate(s, guest)
 		return err
 	})
 	if err != nil {
@@ -209,7 +209,7 @@ func (h *Host) Locate(ctx context.Context, guest string, to fleet.Target) (drive
 	there, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
 	err = h.with(there, uri, func(s *session) error {
-		at.There, _, err = locate(s, guest)
+		at.There, _, _, err = locate(s, guest)
 		return err
 	})
 	if err != nil {
@@ -218,25 +218,28 @@ func (h *Host) Locate(ctx context.Context, guest string, to fleet.Target) (drive
 	return at, because(ctx, nil)
 }
 
-// locate is a guest's state on one side, and whether it is on its way from or to it.
-func locate(s *session, guest string) (state string, moving bool, err error) {
+// locate is a guest's state on one side, whether it is on its way from or to it, and
+// whether its source is beyond the point of no return.
+func locate(s *session, guest string) (state string, moving, committed bool, err error) {
 	d, err := find(s, guest)
 	if rpc.IsNotFound(err) {
-		return "", false, nil
+		return "", false, false, nil
 	}
 	if err != nil {
-		return "", false, err
+		return "", false, false, err
 	}
-	n, _, err := s.DomainGetState(d, 0)
+	n, reason, err := s.DomainGetState(d, 0)
 	if rpc.IsNotFound(err) {
-		return "", false, nil
+		return "", false, false, nil
 	}
 	if err != nil {
-		return "", false, err
+		return "", false, false, err
 	}
 	kind, _, _, _, _, _, _, _, _, _, _, _, err := s.DomainGetJobInfo(d)
 	if err != nil {
 		kind = 0
 	}
-	return stateName(n), rpc.DomainJobType(kind) == rpc.DomainJobBounded || rpc.DomainJobType(kind) == rpc.DomainJobUnbounded, nil
+	moving = rpc.DomainJobType(kind) == rpc.DomainJobBounded || rpc.DomainJobType(kind) == rpc.DomainJobUnbounded
+	committed = rpc.DomainState(n) == rpc.DomainPaused && rpc.DomainPausedReason(reason) == rpc.DomainPausedPostcopy
+	return stateName(n), moving, moving && committed, nil
 }

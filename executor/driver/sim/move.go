@@ -14,6 +14,7 @@ import (
 
 // move is a guest on its way from a host.
 type move struct {
+	begun time.Time
 	abort chan struct{}
 	once  sync.Once
 	done  chan struct{}
@@ -67,7 +68,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 		h.mu.Unlock()
 		return fail(errors.New("it is not possible here and now"))
 	}
-	m = &move{abort: make(chan struct{}), done: make(chan struct{})}
+	m = &move{begun: time.Now(), abort: make(chan struct{}), done: make(chan struct{})}
 	if h.moves == nil {
 		h.moves = map[string]*move{}
 	}
@@ -139,10 +140,14 @@ func (h *Host) Abort(ctx context.Context, guest string) error {
 	h.mu.Lock()
 	m := h.moves[guest]
 	h.mu.Unlock()
-	if m != nil {
+	if m != nil && !h.committed(m) {
 		m.once.Do(func() { close(m.abort) })
 	}
 	return nil
+}
+
+func (h *Host) committed(m *move) bool {
+	return h.cfg.CommitAfter > 0 && time.Since(m.begun) >= h.cfg.CommitAfter
 }
 
 // Locate looks for a guest on both sides of a move.
@@ -153,7 +158,10 @@ func (h *Host) Locate(ctx context.Context, guest string, to fleet.Target) (drive
 	both.Lock()
 	defer both.Unlock()
 	h.mu.Lock()
-	at := driver.Location{Moving: h.moves[guest] != nil}
+	var at driver.Location
+	if m := h.moves[guest]; m != nil {
+		at.Moving, at.Committed = true, h.committed(m)
+	}
 	if i := h.index(guest); i >= 0 {
 		at.Here = h.guests[i].State
 	}

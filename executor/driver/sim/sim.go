@@ -24,6 +24,9 @@ type Config struct {
 	Restarted func(unit string)
 	// MoveTime is how long the move of a guest to another host takes.
 	MoveTime time.Duration
+	// CommitAfter is after how long a move can not be stopped any more, as one that goes on
+	// by post-copy; 0 means never.
+	CommitAfter time.Duration
 }
 
 // Host is a simulated host. It is safe for concurrent use.
