@@ -101,8 +101,8 @@ type Config struct {
 	Audit    Audit
 	// Placement may be nil; no live migration is possible then.
 	Placement Placement
-	// Limits defaults to [DefaultLimits].
-	Limits Limits
+	// Limits says how long each phase that begins now may take; nil means [DefaultLimits].
+	Limits func() Limits
 	// Tick is how often Run looks after the executions; 0 means 250 ms. Renew is how
 	// often leases are renewed; 0 means 5 s, which must be well under their time.
 	Tick, Renew time.Duration
@@ -174,8 +174,8 @@ func New(cfg Config) (*Coordinator, error) {
 	if cfg.Store == nil || cfg.Commands == nil || cfg.Leases == nil || cfg.Guard == nil || cfg.Audit == nil {
 		return nil, fmt.Errorf("the coordinator of executions needs a store, commands, leases, the guard's surroundings and the audit trail")
 	}
-	if cfg.Limits == (Limits{}) {
-		cfg.Limits = DefaultLimits()
+	if cfg.Limits == nil {
+		cfg.Limits = DefaultLimits
 	}
 	for d, v := range map[*time.Duration]time.Duration{&cfg.Tick: 250 * time.Millisecond, &cfg.Renew: 5 * time.Second, &cfg.Grace: 15 * time.Second, &cfg.Resend: 30 * time.Second} {
 		if *d <= 0 {
@@ -352,7 +352,7 @@ func (c *Coordinator) Submit(ctx context.Context, r Request) (fleet.Execution, e
 	rec := Record{
 		Execution: fleet.Execution{
 			ID: newID(now), Host: r.Host, Action: r.Action, State: fleet.ExecutionPending, DryRun: r.DryRun, Reason: clip(r.Reason),
-			Recommendation: r.Recommendation, RequestedBy: r.RequestedBy, Created: now, Updated: now, Deadline: now.Add(c.cfg.Limits.Start),
+			Recommendation: r.Recommendation, RequestedBy: r.RequestedBy, Created: now, Updated: now, Deadline: now.Add(c.cfg.Limits().Start),
 			Steps: []fleet.Step{}, GuestsBefore: []fleet.GuestReport{}, GuestsAfter: []fleet.GuestReport{},
 		},
 		EvidenceAt: r.EvidenceAt, Approval: r.Approval, Prediction: r.Prediction,
@@ -692,12 +692,13 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 		if ev.Kind == "" {
 			return nil
 		}
-		next, effects := Next(s.Execution, ev, now, c.cfg.Limits)
+		limits := c.cfg.Limits()
+		next, effects := Next(s.Execution, ev, now, limits)
 		rec := s.Record
 		rec.Execution = next
 		for _, e := range effects {
 			if e.Kind == EffectCommand {
-				rec.Command = command(next, e.Phase, now, c.cfg.Limits)
+				rec.Command = command(next, e.Phase, now, limits)
 				if e.Phase == fleet.PhaseDiagnose {
 					rec.Command.Prediction = rec.Prediction
 				}

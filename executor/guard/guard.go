@@ -295,7 +295,7 @@ func limits(r Request, host Host, s State, p Policy, now time.Time, v *verdict) 
 		}
 		if e.State.Final() {
 			// One that never began did not touch the host.
-			if e.Host == r.Host && e.State != fleet.ExecutionCancelled && now.Sub(e.Ended) < p.Cooldown {
+			if e.Host == r.Host && (e.State != fleet.ExecutionCancelled || e.CancelledBy != "") && now.Sub(e.Ended) < p.Cooldown {
 				v.no(RuleCooldown, "host %s had an execution %v ago, at least %v must lie between", r.Host, now.Sub(e.Ended).Round(time.Second), p.Cooldown)
 			}
 			continue

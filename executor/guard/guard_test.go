@@ -95,6 +95,11 @@ func TestCheck(t *testing.T) {
 		"never began": {func(_ *Request, s *State, _ *Policy) {
 			s.Executions = []fleet.Execution{busy("x", "h1", fleet.ExecutionCancelled, now)}
 		}, ""},
+		"taken back by a person": {func(_ *Request, s *State, _ *Policy) {
+			e := busy("x", "h1", fleet.ExecutionCancelled, now.Add(-time.Minute))
+			e.CancelledBy = "ann"
+			s.Executions = []fleet.Execution{e}
+		}, "had an execution 1m0s ago"},
 		"another host's cool-down": {func(_ *Request, s *State, _ *Policy) {
 			s.Executions = []fleet.Execution{busy("x", "other1", fleet.ExecutionSucceeded, now)}
 		}, ""},

@@ -39,6 +39,7 @@ refused, and the old one goes on (the log, the audit trail, /readyz and
     preserving-reset: {approval_expires: 5m}
   evidence_max_age: 1m
   cooldown: 10m
+  deadlines: {begin: 15s, recycle: 2m, diagnose: 2m, reset: 10m, migrate: 30m}
   max_concurrent: 1
   max_concurrent_per_domain: 1
   min_healthy_ratio: 0.5
@@ -118,6 +119,8 @@ func words(p config.Policy) string {
 		}
 	}
 	fmt.Fprintf(&b, "  At most %d at once, %d in a fault domain, and %v between two on a host.\n", p.MaxConcurrent, p.MaxConcurrentPerDomain, p.Cooldown.D())
+	d := p.Deadlines
+	fmt.Fprintf(&b, "  An action begins within %v; a recycle has %v, a diagnosis %v, a reset %v and a migration %v.\n", d.Begin.D(), d.Recycle.D(), d.Diagnose.D(), d.Reset.D(), d.Migrate.D())
 	fmt.Fprintf(&b, "  At least %.0f %% of the other hosts are healthy, and the evidence is at most %v old.\n", 100*p.MinHealthyRatio, p.EvidenceMaxAge.D())
 	if p.StormHosts > 0 {
 		fmt.Fprintf(&b, "  %d failing hosts, if they are more than %.0f %% of the fleet, stop everything.\n", p.StormHosts, 100*p.StormRatio)

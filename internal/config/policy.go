@@ -48,6 +48,8 @@ type Policy struct {
 	UncordonAfter Duration `yaml:"uncordon_after"`
 	// Cooldown is the least time between two executions on a host.
 	Cooldown Duration `yaml:"cooldown"`
+	// Deadlines bounds the phases of executions.
+	Deadlines Deadlines `yaml:"deadlines"`
 	// MaxConcurrent and MaxConcurrentPerDomain limit the actions under way.
 	MaxConcurrent          int `yaml:"max_concurrent"`
 	MaxConcurrentPerDomain int `yaml:"max_concurrent_per_domain"`
@@ -98,6 +100,20 @@ type VMRule struct {
 	NoLiveMigration bool `yaml:"no_live_migration"`
 }
 
+// Deadlines says how long the phases of an execution may take. A change holds for what
+// begins after it.
+type Deadlines struct {
+	// Begin is the time from the request to the first effect, and from each command to its
+	// begin on the host.
+	Begin Duration `yaml:"begin"`
+	// Recycle, Diagnose, Reset and Migrate are the phases. A reset has the host's way down
+	// and up in it, a migration the moves of all VMs.
+	Recycle  Duration `yaml:"recycle"`
+	Diagnose Duration `yaml:"diagnose"`
+	Reset    Duration `yaml:"reset"`
+	Migrate  Duration `yaml:"migrate"`
+}
+
 // ActionRules are the rules of each action that changes a host.
 type ActionRules struct {
 	Recycle         ActionRule `yaml:"recycle"`
@@ -128,7 +144,11 @@ func DefaultPolicy() Policy {
 	return Policy{
 		Version: PolicyVersion, Mode: "approve", ApprovalExpires: Duration(15 * time.Minute), EvidenceMaxAge: Duration(time.Minute),
 		UncordonAfter: Duration(10 * time.Minute),
-		Cooldown:      Duration(10 * time.Minute), MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
+		Cooldown:      Duration(10 * time.Minute),
+		Deadlines: Deadlines{
+			Begin: Duration(15 * time.Second), Recycle: Duration(2 * time.Minute), Diagnose: Duration(2 * time.Minute), Reset: Duration(10 * time.Minute), Migrate: Duration(30 * time.Minute),
+		},
+		MaxConcurrent: 1, MaxConcurrentPerDomain: 1, MinHealthyRatio: 0.5,
 		StormHosts: 5, StormRatio: 0.2,
 		CrashSeconds: 300, HandOverSeconds: 120, ResetFreezeSeconds: 20, MigrateFreezeSeconds: 0.5, NoiseRatio: 0.2,
 		Attempts: 1, Explore: 0.02,
@@ -296,6 +316,14 @@ func (p *Policy) mistakes() (all Mistakes) {
 	}
 	if p.EvidenceMaxAge.D() < time.Second {
 		bad("evidence_max_age", "%v is shorter than any evidence is old: at least 1s", p.EvidenceMaxAge.D())
+	}
+	for _, d := range []struct {
+		key   string
+		value Duration
+	}{{"begin", p.Deadlines.Begin}, {"recycle", p.Deadlines.Recycle}, {"diagnose", p.Deadlines.Diagnose}, {"reset", p.Deadlines.Reset}, {"migrate", p.Deadlines.Migrate}} {
+		if d.value.D() < 5*time.Second || d.value.D() > 24*time.Hour {
+			bad("deadlines."+d.key, "%v is out of range: 5s to 24h", d.value.D())
+		}
 	}
 	for i, w := range p.Windows {
 		key := fmt.Sprintf("maintenance_windows[%d]", i)

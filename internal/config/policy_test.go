@@ -21,6 +21,7 @@ actions:
 maintenance_windows:
   - {days: [sat, sun], begin: "22:00", end: "06:30"}
   - {begin: 00:00, end: "24:00"}
+deadlines: {migrate: 2h}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -37,6 +38,9 @@ maintenance_windows:
 	}
 	if p.MaxConcurrent != 1 || p.Cooldown.D() != 10*time.Minute {
 		t.Errorf("what the file does not say has its default: %+v", p)
+	}
+	if d := p.Deadlines; d.Migrate.D() != 2*time.Hour || d.Begin.D() != 15*time.Second || d.Recycle.D() != 2*time.Minute || d.Reset.D() != 10*time.Minute {
+		t.Errorf("%+v", d)
 	}
 	if q, _ := ParsePolicy([]byte("version: 1\ncooldown: 9m\n")); q.Revision() == DefaultPolicy().Revision() || len(q.Revision()) != 12 {
 		t.Errorf("the revision is %q", q.Revision())
@@ -55,6 +59,8 @@ func TestPolicyMistakesHaveTheirLine(t *testing.T) {
 		"unknown key":     {"version: 1\n\ncool_down: 5m\n", 3, "cool_down: there is no such key"},
 		"unknown action":  {"version: 1\nactions:\n  explode: {approval: never}\n", 3, "explode"},
 		"mode":            {"version: 1\n# a comment\nmode: auto\n", 3, `mode: "auto" is not approve, automatic or dry-run`},
+		"deadline":        {"version: 1\ndeadlines:\n  reset: 1s\n", 3, "deadlines.reset: 1s is out of range: 5s to 24h"},
+		"deadline of 0":   {"version: 1\ndeadlines: {begin: 0s}\n", 2, "deadlines.begin: 0s is out of range"},
 		"duration":        {"version: 1\ncooldown: soon\n", 2, "not a duration"},
 		"a word":          {"version: 1\nmax_concurrent: many\n", 2, ""},
 		"not a number":    {"version: 1\nstorm_ratio: .nan\n", 2, "storm_ratio: NaN is not in 0..1"},

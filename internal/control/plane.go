@@ -187,6 +187,7 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	p.coordinator, err = executor.New(executor.Config{
 		Store: store{p.executions}, Commands: p.bus, Leases: held,
 		Guard: p.surroundings, Placement: placer{p.policies, p.hosts, p.predictions, p.cordons}, Audit: p.audit, Log: p.log,
+		Limits: p.policies.limits,
 	})
 	if err != nil {
 		return err

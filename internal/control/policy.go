@@ -54,6 +54,12 @@ func (p *policies) current() config.Policy {
 	return c
 }
 
+// limits is how long each phase of an execution may take.
+func (p *policies) limits() executor.Limits {
+	d := p.current().Deadlines
+	return executor.Limits{Start: d.Begin.D(), Recycle: d.Recycle.D(), Diagnose: d.Diagnose.D(), Reset: d.Reset.D(), Migrate: d.Migrate.D()}
+}
+
 func (p *policies) inForce() (config.Policy, string) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

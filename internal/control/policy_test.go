@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/executor"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -44,6 +45,20 @@ func (a *trail) has(event string) (n int) {
 		}
 	}
 	return n
+}
+
+func TestPhasesHaveTheDeadlinesOfThePolicy(t *testing.T) {
+	c := config.DefaultPolicy()
+	p := newPolicies(c, &trail{}, slog.New(slog.DiscardHandler))
+	if got, want := p.limits(), executor.DefaultLimits(); got != want {
+		t.Errorf("by default %+v, not %+v", got, want)
+	}
+	c.Deadlines = config.Deadlines{Begin: config.Duration(5 * time.Second), Recycle: config.Duration(6 * time.Second), Diagnose: config.Duration(7 * time.Second), Reset: config.Duration(8 * time.Second), Migrate: config.Duration(9 * time.Second)}
+	p = newPolicies(c, &trail{}, slog.New(slog.DiscardHandler))
+	want := executor.Limits{Start: 5 * time.Second, Recycle: 6 * time.Second, Diagnose: 7 * time.Second, Reset: 8 * time.Second, Migrate: 9 * time.Second}
+	if got := p.limits(); got != want {
+		t.Errorf("%+v, not %+v", got, want)
+	}
 }
 
 func TestThePolicyFileIsReadAgain(t *testing.T) {
