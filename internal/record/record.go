@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tardigrade-recovery/tardigrade/datasets/telemetry"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
@@ -38,8 +40,8 @@ const (
 	HungService    Kind = "hung-service"    // its requests wait for a lock, ever more of them
 	ForkStorm      Kind = "fork-storm"      // it starts ever more processes that compute
 	FullDisk       Kind = "full-disk"       // it fills its file system by 1 MiB/s
-	CPUHog         Kind = "cpu-hog"         // stress-ng takes the CPUs, with two more workers every 3 s
-	IOStall        Kind = "io-stall"        // stress-ng writes and syncs, with one more worker every 3 s
+	CPUHog         Kind = "cpu-hog"         // stress-ng computes on a host of one CPU, with two more workers every 3 s
+	IOStall        Kind = "io-stall"        // stress-ng writes and syncs on the service's disk of 8 MiB/s, with one more worker every 3 s
 	PacketLoss     Kind = "packet-loss"     // nft drops packets, 2 % more every second
 )
 
@@ -113,6 +115,9 @@ const failedChecks = 3
 
 // diskBytes is the size of a host's /data.
 const diskBytes = 96 << 20
+
+// diskRate is how many bytes a second go to it at most, where that is what the fault uses up.
+const diskRate = 8 << 20
 
 // after is for how long a failed host is watched on.
 const after = 5 * time.Second
@@ -265,7 +270,11 @@ func (r *run) record(ctx context.Context, cfg Config) (err error) {
 	host := exec.Command("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--private-network",
 		"--machine=tardigrade-"+filepath.Base(dir), "--directory="+filepath.Join(dir, "root"), "--bind-ro=/usr", "--bind-ro="+cfg.Program+":/tardigrade", "--bind="+share+":/share", "--bind="+disk+":/data")
 	host.Stdout, host.Stderr = console, console
-	if err := start(host, filepath.Base(dir)); err != nil {
+	limits, err := r.kind.limits(disk)
+	if err != nil {
+		return err
+	}
+	if err := start(host, filepath.Base(dir), limits); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
@@ -452,13 +461,23 @@ func (r *run) failed() time.Time {
 
 // start starts a host in control groups of its own: hosts that share one would see, and
 // stop, each other's processes.
-func start(host *exec.Cmd, name string) error {
+func start(host *exec.Cmd, name string, limits []limit) error {
 	const join = `while [ "$1" != -- ]; do mkdir -p "$1" && echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"`
 	nspawn, err := exec.LookPath(host.Args[0])
 	if err != nil {
 		return err
 	}
-	args := append([]string{"sh", "-c", join, "sh"}, groups(name)...)
+	in := groups(name)
+	for _, l := range limits {
+		dir, err := l.set(name)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(in, dir) {
+			in = append(in, dir)
+		}
+	}
+	args := append([]string{"sh", "-c", join, "sh"}, in...)
 	host.Path, err = exec.LookPath("sh")
 	if err != nil {
 		return err
@@ -468,10 +487,54 @@ func start(host *exec.Cmd, name string) error {
 	return host.Start()
 }
 
+const cgroups = "/sys/fs/cgroup"
+
+// limit is what a host may have of something of this machine, where its fault uses that up: what
+// to write, by version 1 and 2 of control groups.
+type limit struct {
+	controller, file, value string // version 1
+	file2, value2           string
+}
+
+// limits are those of a kind. disk is where the host's /data is mounted.
+func (k Kind) limits(disk string) ([]limit, error) {
+	switch k {
+	case CPUHog: // one CPU
+		return []limit{{"cpu", "cpu.cfs_quota_us", "100000", "cpu.max", "100000 100000"}}, nil
+	case IOStall:
+		var st unix.Stat_t
+		if err := unix.Stat(disk, &st); err != nil {
+			return nil, fmt.Errorf("%s: %w", disk, err)
+		}
+		device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+		return []limit{{"blkio", "blkio.throttle.write_bps_device", fmt.Sprintf("%s %d", device, diskRate), "io.max", fmt.Sprintf("%s wbps=%d", device, diskRate)}}, nil
+	}
+	return nil, nil
+}
+
+// set makes the host's control group with the limit, and returns it.
+func (l limit) set(name string) (string, error) {
+	dir, file, value := filepath.Join(cgroups, l.controller, "tardigrade-"+name), l.file, l.value
+	if _, err := os.Stat(filepath.Join(cgroups, l.controller)); err != nil {
+		dir, file, value = filepath.Join(cgroups, "tardigrade-"+name), l.file2, l.value2
+		controller, _, _ := strings.Cut(file, ".")
+		if err := os.WriteFile(filepath.Join(cgroups, "cgroup.subtree_control"), []byte("+"+controller), 0); err != nil {
+			return "", fmt.Errorf("a recorded host needs the control group controller %s: %w", controller, err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil {
+		return "", fmt.Errorf("limit a recorded host: %w", err)
+	}
+	return dir, nil
+}
+
 func groups(name string) []string {
 	var out []string
 	for _, hierarchy := range []string{"systemd", "unified", ""} {
-		parent := filepath.Join("/sys/fs/cgroup", hierarchy)
+		parent := filepath.Join(cgroups, hierarchy)
 		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err == nil {
 			out = append(out, filepath.Join(parent, "tardigrade-"+name))
 		}
@@ -480,7 +543,7 @@ func groups(name string) []string {
 }
 
 func removeGroups(name string) {
-	for _, g := range groups(name) {
+	for _, g := range append(groups(name), filepath.Join(cgroups, "cpu", "tardigrade-"+name), filepath.Join(cgroups, "blkio", "tardigrade-"+name)) {
 		_ = exec.Command("find", g, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
 	}
 }
@@ -571,8 +634,8 @@ OOMPolicy=continue
 
 // hogs are the faults that programs beside the service make.
 const hogs = `case $(cat /share/fault) in
-cpu-hog) for n in $(seq 80); do setsid stress-ng --quiet --cpu 1 --timeout 600 & sleep 1.5; done;;
-io-stall) for n in $(seq 24); do stress-ng --quiet --hdd 1 --hdd-bytes 64M --hdd-opts fsync --temp-path /var/lib/hog --timeout 600 & sleep 3; done;;
+cpu-hog) for n in $(seq 80); do nice -n 15 stress-ng --quiet --cpu 1 --timeout 600 & sleep 1.5; done;;
+io-stall) mkdir /data/hog; for n in $(seq 40); do stress-ng --quiet --hdd 1 --hdd-bytes 1M --hdd-write-size 512K --hdd-opts fsync --temp-path /data/hog --timeout 600 & sleep 3; done;;
 packet-loss)
   nft add table inet faults && nft "add chain inet faults in { type filter hook input priority 0; }"
   for n in $(seq 2 2 90); do nft flush chain inet faults in; nft add rule inet faults in iif lo numgen random mod 100 "<" $n drop; sleep 1; done;;
