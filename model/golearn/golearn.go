@@ -5,15 +5,21 @@
 //   - golearn draws from the global random source, one goroutine for each tree, and drops the
 //     trees' errors. Here rows and features are drawn from a seed, trees are grown one after the
 //     other, and a panic becomes an error.
+//   - It goes over features and rows in the order of a map, so that ties between splits fall by
+//     chance. Here it is given both in a fixed order: the same rows and seed grow the same forest.
 //   - It loops for ever on values that are not finite. Here what is missing becomes the median.
 //   - It takes 40 seconds for 20,000 rows of 40 features. Here a tree sees a sample of rows.
 //   - Its trees are maps of text. Here they are frozen into arrays, where a leaf answers with
 //     its share of rows.
 //
+// What would use up memory or hang all the same is bounded by a process of its own: the
+// commands train and judge it in one with limits (see internal/jobs).
+//
 // A numeric attribute is used at most once on the way to a leaf, which is why its forests are weak.
 package golearn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +42,8 @@ type Config struct {
 	// of all of them by default.
 	Features int
 	Seed     uint64
+	// Progress, where it is not nil, is called with how many trees are grown.
+	Progress func(done, of int)
 }
 
 // Forest is a trained forest. It is safe for concurrent use.
@@ -113,6 +121,9 @@ func Train(ctx context.Context, x [][]float64, y []bool, c Config) (f *Forest, e
 			return nil, err
 		}
 		f.trees = append(f.trees, t)
+		if c.Progress != nil {
+			c.Progress(len(f.trees), c.Trees)
+		}
 	}
 	return f, nil
 }
@@ -165,8 +176,49 @@ func (f *Forest) grow(x [][]float64, y []bool, rows, used []int) (t []node, err 
 		}
 		grid.Set(label, i, label.GetAttribute().GetSysValFromString(class(y[r])))
 	}
-	root := trees.InferID3Tree(grid, new(trees.InformationGainRuleGenerator))
+	root := trees.InferID3Tree(grid, inOrder{})
 	return freeze(nil, root, names)
+}
+
+// inOrder looks for the split of the largest gain in the order of the features' names: the
+// first of several that are as good.
+type inOrder struct{ gain trees.InformationGainRuleGenerator }
+
+// GenerateSplitRule implements [trees.RuleGenerator].
+func (o inOrder) GenerateSplitRule(grid base.FixedDataGrid) *trees.DecisionTreeRule {
+	features := base.AttributeDifferenceReferences(grid.AllAttributes(), grid.AllClassAttributes())
+	slices.SortFunc(features, func(a, b base.Attribute) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	_, n := grid.Size()
+	rows := make([]int, 0, n)
+	for _, c := range []string{no, yes} {
+		for r := range n {
+			if base.GetClass(grid, r) == c {
+				rows = append(rows, r)
+			}
+		}
+	}
+	return o.gain.GetSplitRuleFromSelection(features, byClass{grid, rows})
+}
+
+// byClass goes over the rows of one class and then of the other: golearn numbers classes as they come,
+// and adds up entropies in that order, which changes the last digit that a tie hangs on.
+type byClass struct {
+	base.FixedDataGrid
+	rows []int
+}
+
+// MapOverRows implements [base.FixedDataGrid].
+func (g byClass) MapOverRows(columns []base.AttributeSpec, f func([][]byte, int) (bool, error)) error {
+	row := make([][]byte, len(columns))
+	for _, r := range g.rows {
+		for i, c := range columns {
+			row[i] = g.Get(c, r)
+		}
+		if more, err := f(row, r); err != nil || !more {
+			return err
+		}
+	}
+	return nil
 }
 
 func addClass(grid *base.DenseInstances) (base.AttributeSpec, error) {

@@ -99,3 +99,26 @@ func TestConfusion(t *testing.T) {
 		t.Error("a prediction is missing, and no error")
 	}
 }
+
+// Where features are as good as each other, which tree grows is still no matter of chance.
+func TestTiesDoNotFallByChance(t *testing.T) {
+	x, y := data(200, 3)
+	for i, row := range x {
+		x[i] = []float64{row[0], row[0], row[0], row[0], row[1], row[1], row[1], row[1]}
+	}
+	var first *Forest
+	for range 5 {
+		f, err := Train(t.Context(), x, y, Config{Trees: 5, Features: 8, Seed: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = f
+		}
+		for i := range f.trees {
+			if !slices.Equal(f.trees[i], first.trees[i]) {
+				t.Fatal("the same seed gave another forest")
+			}
+		}
+	}
+}
