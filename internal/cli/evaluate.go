@@ -24,7 +24,7 @@ func (a *app) evaluate() *cobra.Command {
 	cmd := &cobra.Command{Use: "evaluate", Short: "Judge models on labelled data"}
 	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB(), a.evaluateFailure(), a.evaluateDrives())
 	cmd.AddCommand(a.evaluateCalibration())
-	cmd.AddCommand(a.evaluatePolicy(), a.evaluateOffPolicy(), a.evaluateHorizon())
+	cmd.AddCommand(a.evaluatePolicy(), a.evaluateOffPolicy(), a.evaluateHorizon(), a.evaluateChild())
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"time"
@@ -16,15 +18,16 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/table"
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
 	"github.com/tardigrade-recovery/tardigrade/model/gbdt"
 	"github.com/tardigrade-recovery/tardigrade/model/golearn"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
 )
 
 func (a *app) evaluateFailure() *cobra.Command {
-	var csv, test, label string
+	var o tableJudging
 	var asJSON bool
-	var c gbdt.Config
+	child := jobs.Child{Args: judgingCommand}
 	cmd := &cobra.Command{
 		Use: "failure", Short: "Judge the failure model on a table of numbers with a label",
 		Long: `Judge the failure model, gradient-boosted trees, on a CSV file (plain or .gz): the first row
@@ -34,7 +37,7 @@ trees, each of which sees 2000 rows at most, since golearn is slow.
 
 Four fifths of the rows, drawn by --seed, are learned from and the others are judged; with --test all
 are learned from and the rows of that file are judged, as is right where rows of one host or one day
-are alike. One line for each model:
+are alike. All that is done in a process of its own with limited memory. One line for each model:
 
   auc, auc_pr, log_loss  on the rows held out
   train_s                CPU seconds to learn, one thread, reading the file not counted
@@ -45,42 +48,37 @@ one half.`,
 		Example: `  tardigrade evaluate failure --csv windows.csv.gz --label failed --json`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if csv == "" || label == "" {
+			if o.CSV == "" || o.Label == "" {
 				return usageError{errors.New("--csv must name a file and --label a column of it")}
 			}
-			if c.Trees < 1 || c.Leaves < 2 {
-				return usageError{fmt.Errorf("--trees %d --leaves %d: at least 1 tree of 2 leaves is needed", c.Trees, c.Leaves)}
+			if o.Trees < 1 || o.Leaves < 2 {
+				return usageError{fmt.Errorf("--trees %d --leaves %d: at least 1 tree of 2 leaves is needed", o.Trees, o.Leaves)}
 			}
-			t, err := table.Read(csv, label)
-			if err != nil {
+			var err error
+			if child.Program, err = os.Executable(); err != nil {
 				return err
 			}
-			if !table.Varies(t.Rows) {
-				return fmt.Errorf("%s: every column but the label is constant: nothing tells its rows apart", csv)
-			}
-			c.Features = t.Columns
-			train, judged := divide(t, c.Seed)
-			if test != "" {
-				other, err := table.Read(test, label)
-				if err != nil {
-					return err
-				}
-				if !slices.Equal(t.Columns, other.Columns) {
-					return fmt.Errorf("%s has other columns than %s: %s", test, csv, firstDifference(other.Columns, t.Columns))
-				}
-				train, judged = gbdt.Data{X: t.Rows, Y: t.Labels}, gbdt.Data{X: other.Rows, Y: other.Labels}
-			}
+			o.MemoryMiB = child.MemoryMiB
 			out := cmd.OutOrStdout()
-			return judgeFailure(cmd.Context(), train, judged, c, out, asJSON || !isTerminalWriter(out))
+			return o.inProcess(cmd.Context(), child, cmd.ErrOrStderr(), func(r failureResult) error {
+				if asJSON || !isTerminalWriter(out) {
+					r.Confusion = ""
+					return json.NewEncoder(out).Encode(r)
+				}
+				_, err := fmt.Fprintf(out, "%s: AUC %.4f  AUC-PR %.4f  log loss %.4f  %.2f s to learn from %d rows  %.0f rows/s\n%s\n",
+					r.Model, r.AUC, r.AUCPR, r.LogLoss, r.TrainS, r.Train, r.RowsPS, r.Confusion)
+				return err
+			})
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&csv, "csv", "", "`file` to learn from and to judge on")
-	f.StringVar(&test, "test", "", "`file` to judge on in place of a fifth of the rows")
-	f.StringVar(&label, "label", "", "`column` with 1 where a row is to be predicted and 0 elsewhere")
-	f.Uint64Var(&c.Seed, "seed", 1, "draws the rows that are held out, and whatever else is random")
-	f.IntVar(&c.Trees, "trees", 100, "how many trees to learn")
-	f.IntVar(&c.Leaves, "leaves", 31, "how many leaves a boosted tree has at most")
+	f.StringVar(&o.CSV, "csv", "", "`file` to learn from and to judge on")
+	f.StringVar(&o.Test, "test", "", "`file` to judge on in place of a fifth of the rows")
+	f.StringVar(&o.Label, "label", "", "`column` with 1 where a row is to be predicted and 0 elsewhere")
+	f.Uint64Var(&o.Seed, "seed", 1, "draws the rows that are held out, and whatever else is random")
+	f.IntVar(&o.Trees, "trees", 100, "how many trees to learn")
+	f.IntVar(&o.Leaves, "leaves", 31, "how many leaves a boosted tree has at most")
+	f.IntVar(&child.MemoryMiB, "memory-mib", 4096, "how much memory the process may have")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
@@ -95,6 +93,90 @@ type failureResult struct {
 	Trees   int     `json:"trees"`
 	Train   int     `json:"train_rows"`
 	Test    int     `json:"test_rows"`
+	// Confusion is golearn's confusion matrix at one half, for a person.
+	Confusion string `json:"confusion,omitempty"`
+}
+
+// tableJudging is the order to the process that judges, and judgedLine a line of what it writes.
+type tableJudging struct {
+	MemoryMiB int    `json:"memory_mib"`
+	CSV       string `json:"csv"`
+	Test      string `json:"test,omitempty"`
+	Label     string `json:"label"`
+	Seed      uint64 `json:"seed"`
+	Trees     int    `json:"trees"`
+	Leaves    int    `json:"leaves"`
+}
+
+type judgedLine struct {
+	Trained int            `json:"trained,omitempty"` // trees of the forest so far
+	Result  *failureResult `json:"result,omitempty"`
+	Error   string         `json:"error,omitempty"`
+}
+
+// judgingCommand are the arguments of that process.
+var judgingCommand = []string{"evaluate", "child"}
+
+func (a *app) evaluateChild() *cobra.Command {
+	return &cobra.Command{
+		Use: "child", Short: "The process that judges, as 'evaluate failure' starts it", Hidden: true, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var o tableJudging
+			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&o); err != nil {
+				return fmt.Errorf("the order of an evaluation: %w", err)
+			}
+			if err := jobs.Limit(o.MemoryMiB); err != nil {
+				return err
+			}
+			lines := json.NewEncoder(cmd.OutOrStdout())
+			if err := o.judge(cmd.Context(), func(j judgedLine) { _ = lines.Encode(j) }); err != nil {
+				return lines.Encode(judgedLine{Error: err.Error()})
+			}
+			return nil
+		},
+	}
+}
+
+// inProcess lets a process judge, and calls each with what it makes of each model.
+func (o tableJudging) inProcess(ctx context.Context, child jobs.Child, stderr io.Writer, each func(failureResult) error) error {
+	var failed error
+	bar := newProgress(stderr, "growing golearn's trees", o.Trees)
+	err := child.Process(ctx, o, nil, func(line []byte) {
+		var j judgedLine
+		switch err := json.Unmarshal(line, &j); {
+		case err != nil || failed != nil:
+		case j.Error != "":
+			failed = errors.New(j.Error)
+		case j.Result != nil:
+			failed = each(*j.Result)
+		default:
+			bar.step()
+		}
+	})
+	return cmp.Or(failed, err)
+}
+
+// tables are what is learned from and what is judged.
+func (o tableJudging) tables() (train, test gbdt.Data, columns []string, err error) {
+	t, err := table.Read(o.CSV, o.Label)
+	if err != nil {
+		return train, test, nil, err
+	}
+	if !table.Varies(t.Rows) {
+		return train, test, nil, fmt.Errorf("%s: every column but the label is constant: nothing tells its rows apart", o.CSV)
+	}
+	if o.Test == "" {
+		train, test = divide(t, o.Seed)
+		return train, test, t.Columns, nil
+	}
+	other, err := table.Read(o.Test, o.Label)
+	if err != nil {
+		return train, test, nil, err
+	}
+	if !slices.Equal(t.Columns, other.Columns) {
+		return train, test, nil, fmt.Errorf("%s has other columns than %s: %s", o.Test, o.CSV, firstDifference(other.Columns, t.Columns))
+	}
+	return gbdt.Data{X: t.Rows, Y: t.Labels}, gbdt.Data{X: other.Rows, Y: other.Labels}, t.Columns, nil
 }
 
 // classifier puts the probabilities of rows into dst.
@@ -122,21 +204,26 @@ func firstDifference(a, b []string) string {
 	return fmt.Sprintf("%d in place of %d", len(a), len(b))
 }
 
-func judgeFailure(ctx context.Context, train, test gbdt.Data, c gbdt.Config, out io.Writer, asJSON bool) error {
+// judge trains both models on one thread, and says what each comes to.
+func (o tableJudging) judge(ctx context.Context, say func(judgedLine)) error {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	train, test, columns, err := o.tables()
+	if err != nil {
+		return err
+	}
 	for _, m := range []struct {
 		name  string
 		train func() (classifier, int, error)
 	}{
 		{"gbdt", func() (classifier, int, error) {
-			m, err := gbdt.Train(ctx, train, c)
+			m, err := gbdt.Train(ctx, train, gbdt.Config{Trees: o.Trees, Leaves: o.Leaves, Seed: o.Seed, Features: columns})
 			if err != nil {
 				return nil, 0, err
 			}
 			return gbdt.NewScorer(m).Predict, m.Trees(), nil
 		}},
 		{"golearn", func() (classifier, int, error) {
-			f, err := golearn.Train(ctx, train.X, train.Y, golearn.Config{Trees: c.Trees, Seed: c.Seed})
+			f, err := golearn.Train(ctx, train.X, train.Y, golearn.Config{Trees: o.Trees, Seed: o.Seed, Progress: func(done, _ int) { say(judgedLine{Trained: done}) }})
 			if err != nil {
 				return nil, 0, err
 			}
@@ -144,7 +231,7 @@ func judgeFailure(ctx context.Context, train, test gbdt.Data, c gbdt.Config, out
 				for i, row := range rows {
 					dst[i] = f.Predict(row)
 				}
-			}, c.Trees, nil
+			}, o.Trees, nil
 		}},
 	} {
 		runtime.GC()
@@ -163,14 +250,14 @@ func judgeFailure(ctx context.Context, train, test gbdt.Data, c gbdt.Config, out
 		if err := res.judge(p, test.Y); err != nil {
 			return fmt.Errorf("%s: on the %d rows held out: %w", m.name, len(p), err)
 		}
-		if asJSON {
-			err = json.NewEncoder(out).Encode(res)
-		} else {
-			err = res.print(out, p, test.Y)
+		said := make([]bool, len(p))
+		for i := range p {
+			said[i] = p[i] >= 0.5
 		}
-		if err != nil {
+		if res.Confusion, err = golearn.Confusion(test.Y, said); err != nil {
 			return err
 		}
+		say(judgedLine{Result: &res})
 	}
 	return ctx.Err()
 }
@@ -191,18 +278,4 @@ func (r *failureResult) judge(p []float64, labels []bool) (err error) {
 	}
 	r.LogLoss /= float64(len(p))
 	return nil
-}
-
-func (r *failureResult) print(out io.Writer, p []float64, labels []bool) error {
-	said := make([]bool, len(p))
-	for i := range p {
-		said[i] = p[i] >= 0.5
-	}
-	confusion, err := golearn.Confusion(labels, said)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s: AUC %.4f  AUC-PR %.4f  log loss %.4f  %.2f s to learn from %d rows  %.0f rows/s\n%s\n",
-		r.Model, r.AUC, r.AUCPR, r.LogLoss, r.TrainS, r.Train, r.RowsPS, confusion)
-	return err
 }

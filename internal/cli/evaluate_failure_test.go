@@ -3,12 +3,15 @@ package cli
 import (
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
 )
 
 func csvFile(t *testing.T, text string) string {
@@ -107,5 +110,17 @@ func TestEvaluateFailureOnBadInput(t *testing.T) {
 	}
 	if _, err := run(t, "evaluate", "failure", "--csv", csvFile(t, rows(10)), "--label", "nope"); err == nil || !strings.Contains(err.Error(), `no column "nope"`) {
 		t.Error(err)
+	}
+}
+
+// The process that judges has no more memory than it may have, and says so.
+func TestEvaluateFailureWithinItsMemory(t *testing.T) {
+	path := csvFile(t, rows(200_000))
+	_, err := run(t, "evaluate", "failure", "--csv", path, "--label", "failed", "--memory-mib", "64", "--trees", "5")
+	if !errors.Is(err, jobs.ErrMemory) {
+		t.Errorf("with 64 MiB: %v", err)
+	}
+	if _, err := run(t, "evaluate", "failure", "--csv", path, "--label", "failed", "--memory-mib", "1"); err == nil || !strings.Contains(err.Error(), "at least 64 MiB") {
+		t.Errorf("with 1 MiB: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,9 +15,9 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
 )
 
-// TestMain is also the process of a training.
+// TestMain is also the process of a training, and of an evaluation.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == trainingCommand[0] && os.Args[2] == trainingCommand[1] {
+	if len(os.Args) > 2 && (slices.Equal(os.Args[1:3], trainingCommand) || slices.Equal(os.Args[1:3], judgingCommand)) {
 		root := newRoot("test")
 		root.SetArgs(os.Args[1:])
 		if err := root.ExecuteContext(context.Background()); err != nil {

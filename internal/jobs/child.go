@@ -63,20 +63,7 @@ var ErrMemory = errors.New("the training ran out of memory")
 
 // Run trains in a process and returns the model file. Cancelling ctx kills the process.
 func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) ([]byte, error) {
-	if c.MemoryMiB < leastMemory {
-		return nil, fmt.Errorf("a training needs at least %d MiB, not %d", leastMemory, c.MemoryMiB)
-	}
 	if err := s.Check(); err != nil {
-		return nil, err
-	}
-	timeout := c.Timeout
-	if timeout == 0 {
-		timeout = defaultTimeout
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the training took longer than %v", timeout))
-	defer cancel()
-	stdin, err := json.Marshal(order{c.MemoryMiB, s})
-	if err != nil {
 		return nil, err
 	}
 	out, err := os.CreateTemp(c.Dir, "model-*")
@@ -85,36 +72,15 @@ func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) (
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	cmd := exec.CommandContext(ctx, c.Program, c.Args...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.ExtraFiles = []*os.File{out}
-	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%dMiB", c.MemoryMiB*9/10), "GOMAXPROCS=1", "GOTRACEBACK=none")
-	cmd.WaitDelay = 5 * time.Second
-	said := &tail{}
-	cmd.Stderr = said
-	lines, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, fmt.Errorf("train: %w", err)
-	}
 	var last message
-	// The process dies with the thread that started it, so that one stays.
-	err = onOneThread(func() error {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err != nil {
-			return err
+	err = c.Process(ctx, order{c.MemoryMiB, s}, []*os.File{out}, func(line []byte) {
+		var m message
+		if json.Unmarshal(line, &m) != nil {
+			return
 		}
-		text := bufio.NewScanner(lines)
-		text.Buffer(nil, mostLine)
-		for text.Scan() {
-			var m message
-			if json.Unmarshal(text.Bytes(), &m) != nil {
-				continue
-			}
-			if last = m; m.Error == "" && progress != nil {
-				progress(m.Stage, m.Done)
-			}
+		if last = m; m.Error == "" && progress != nil {
+			progress(m.Stage, m.Done)
 		}
-		return cmd.Wait()
 	})
 	switch {
 	case ctx.Err() != nil:
@@ -123,10 +89,8 @@ func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) (
 		return nil, fmt.Errorf("%w: %s", train.ErrData, strings.TrimPrefix(last.Error, train.ErrData.Error()+": "))
 	case last.Error != "":
 		return nil, errors.New(last.Error)
-	case err != nil && said.has("out of memory", "cannot allocate memory"):
-		return nil, fmt.Errorf("%w: it may have %d MiB: allow more, or take fewer hosts or a shorter range", ErrMemory, c.MemoryMiB)
 	case err != nil:
-		return nil, fmt.Errorf("the training process ended with %w: %s", err, said.last())
+		return nil, err
 	}
 	if _, err := out.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("train: %w", err)
@@ -139,6 +103,59 @@ func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) (
 		return nil, fmt.Errorf("what the training process wrote: %w", err)
 	}
 	return file, nil
+}
+
+// Process runs the program with an order as JSON on its standard input and files as its
+// descriptors from 3 on, and calls line with each line of its standard output. Cancelling ctx
+// kills the process, and so does the end of this one. The program must limit its own memory, see
+// [Limit].
+func (c Child) Process(ctx context.Context, order any, files []*os.File, line func([]byte)) error {
+	if c.MemoryMiB < leastMemory {
+		return fmt.Errorf("a training needs at least %d MiB, not %d", leastMemory, c.MemoryMiB)
+	}
+	timeout := c.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the training took longer than %v", timeout))
+	defer cancel()
+	stdin, err := json.Marshal(order)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, c.Program, c.Args...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.ExtraFiles = files
+	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%dMiB", c.MemoryMiB*9/10), "GOMAXPROCS=1", "GOTRACEBACK=none")
+	cmd.WaitDelay = 5 * time.Second
+	said := &tail{}
+	cmd.Stderr = said
+	lines, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("train: %w", err)
+	}
+	// The process dies with the thread that started it, so that one stays.
+	err = onOneThread(func() error {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		text := bufio.NewScanner(lines)
+		text.Buffer(nil, mostLine)
+		for text.Scan() {
+			line(text.Bytes())
+		}
+		return cmd.Wait()
+	})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && said.has("out of memory", "cannot allocate memory"):
+		return fmt.Errorf("%w: it may have %d MiB: allow more, or take fewer hosts or rows, or a shorter range", ErrMemory, c.MemoryMiB)
+	case err != nil:
+		return fmt.Errorf("the training process ended with %w: %s", err, said.last())
+	}
+	return nil
 }
 
 func onOneThread(f func() error) error {
@@ -181,6 +198,17 @@ func (t *tail) last() string {
 	return text
 }
 
+// Limit limits the memory of this process: more ends it.
+func Limit(memoryMiB int) error {
+	// Writable memory of its own, which is what a Go program grows by. Address space would
+	// count what the runtime only reserves.
+	limit := uint64(memoryMiB) << 20
+	if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+		return fmt.Errorf("limit the memory of a training: %w", err)
+	}
+	return nil
+}
+
 // Serve is the process's side: it reads an order from in, writes progress to out and the
 // model file to descriptor 3. A training that fails is said in a message, not by an error.
 func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
@@ -188,11 +216,8 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := json.NewDecoder(in).Decode(&o); err != nil {
 		return fmt.Errorf("the order of a training: %w", err)
 	}
-	// Writable memory of its own, which is what a Go program grows by. Address space would
-	// count what the runtime only reserves.
-	limit := uint64(o.MemoryMiB) << 20
-	if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-		return fmt.Errorf("limit the memory of a training: %w", err)
+	if err := Limit(o.MemoryMiB); err != nil {
+		return err
 	}
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // scoring goes first
 	lines := json.NewEncoder(out)

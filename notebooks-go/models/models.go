@@ -170,7 +170,7 @@ func (t *Trained) Compare() (page.Section, error) {
 	pr.Y.Min, pr.Y.Max, roc.Y.Min, roc.Y.Max = 0, 1, 0, 1
 	roc.Legend.Top = false
 	return page.Section{Title: "The models beside each other", Tables: []page.Table{table},
-		Text: fmt.Sprintf("%d examples of some hosts to learn from, %d of others to calibrate on, %d of yet others to judge, of which %.1f %% are followed by a crash within %g hours, many of them by a fault that has not begun yet, which nothing can tell. The forest over golearn's trees is the reference that our own trees must beat. With so few crashes a figure moves by up to a tenth from seed to seed. golearn's trees break ties by chance, so the last digits of the forest's row change from run to run; all else is the same each time.",
+		Text: fmt.Sprintf("%d examples of some hosts to learn from, %d of others to calibrate on, %d of yet others to judge, of which %.1f %% are followed by a crash within %g hours, many of them by a fault that has not begun yet, which nothing can tell. The forest over golearn's trees is the reference that our own trees must beat. With so few crashes a figure moves by up to a tenth from seed to seed.",
 			len(t.set.Train.X), len(t.set.Calibrate.X), len(y), 100*float64(positive)/float64(len(y)), Horizon.Hours()),
 		Figures: []page.Figure{{Name: "curves", Caption: "Precision over recall, and ROC", Plots: []*plot.Plot{pr, roc}, Height: 7 * vg.Centimeter}}}, nil
 }
