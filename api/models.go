@@ -72,10 +72,27 @@ type Drift struct {
 	Drifted bool   `json:"drifted"`
 	Why     string `json:"why,omitempty"`
 	// Shifted is how many of how many series are over the limit.
-	Shifted     int             `json:"shifted"`
-	Series      int             `json:"series"`
-	Calibration float64         `json:"calibration_error"`
-	Worst       []DriftDistance `json:"worst"`
+	Shifted int `json:"shifted"`
+	Series  int `json:"series"`
+	// Calibration is by how many powers of ten rare scores come too often, or failures more or less
+	// often than the probabilities amount to.
+	Calibration float64 `json:"calibration_error"`
+	// Outcomes is what came of a failure model's probabilities since it is in use here; absent for an
+	// anomaly model.
+	Outcomes *Outcomes       `json:"outcomes,omitempty"`
+	Worst    []DriftDistance `json:"worst"`
+}
+
+// Outcomes holds the probabilities of failures against what happened, over stretches of a horizon of
+// each host.
+type Outcomes struct {
+	// Judged is how many stretches there were, and Expected how many failures the probabilities
+	// amount to.
+	Judged   int     `json:"judged"`
+	Expected float64 `json:"expected"`
+	// Failed is in how many the host failed, and Averted in how many somebody acted before.
+	Failed  int `json:"failed"`
+	Averted int `json:"averted"`
 }
 
 // DriftDistance is how far one series has moved.

@@ -256,7 +256,7 @@ func TestOpenAPISchemasAreTheTypes(t *testing.T) {
 	for name, v := range map[string]any{
 		"Host": HostView{}, "VM": fleet.VM{}, "Prediction": fleet.Prediction{}, "Contribution": fleet.Contribution{}, "Alternative": fleet.Alternative{},
 		"Recommendation": fleet.Recommendation{}, "Execution": fleet.Execution{}, "Step": fleet.Step{}, "GuestReport": fleet.GuestReport{}, "Point": Point{}, "Problem": problem{}, "DeadLetter": DeadLetter{}, "DeadSample": DeadSample{},
-		"Model": Model{}, "Comparison": Comparison{}, "Drift": Drift{}, "DriftDistance": DriftDistance{}, "Job": Job{}, "Training": Training{}, "Incident": fleet.Incident{},
+		"Model": Model{}, "Comparison": Comparison{}, "Drift": Drift{}, "Outcomes": Outcomes{}, "DriftDistance": DriftDistance{}, "Job": Job{}, "Training": Training{}, "Incident": fleet.Incident{},
 		"Policy": PolicyView{}, "RootCause": RootCause{}, "Suspect": Suspect{}, "Evidence": Evidence{}, "Explanation": Explanation{}, "Freeze": fleet.Freeze{}, "Cordon": fleet.Cordon{},
 	} {
 		var all, always []string

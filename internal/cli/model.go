@@ -204,6 +204,9 @@ fresh start, stop the control plane and remove its file; to move what was learne
 			}
 			for _, d := range got.Drift {
 				fmt.Fprintf(out, "%s since %s: %d of %d series have shifted over %d samples, drifted: %v %s\n", d.Model, d.Since.Format(time.DateTime), d.Shifted, d.Series, d.Samples, d.Drifted, d.Why)
+				if o := d.Outcomes; o != nil {
+					fmt.Fprintf(out, "  %.1f failures expected over %d stretches of hosts, %d came, %d times somebody acted before\n", o.Expected, o.Judged, o.Failed, o.Averted)
+				}
 				for _, w := range d.Worst {
 					fmt.Fprintf(out, "  %-48s PSI %.3f  KS %.3f\n", w.Series, w.PSI, w.KS)
 				}

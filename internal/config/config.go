@@ -257,7 +257,8 @@ type Drift struct {
 	// the share of the series that must have, 0..1.
 	PSI         float64 `yaml:"psi"`
 	SeriesRatio float64 `yaml:"series_ratio"`
-	// Calibration is by how many powers of ten rare scores may come too often.
+	// Calibration is by how many powers of ten rare scores may come too often, and failures more or
+	// less often than a failure model says.
 	Calibration float64 `yaml:"calibration"`
 	// Samples is how many are needed to judge, and Window after how long they are counted anew.
 	Samples int      `yaml:"samples"`

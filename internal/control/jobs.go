@@ -275,6 +275,7 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 		}
 		why, key := "", ""
 		l, window := p.driftLimits()
+		m.said.settle(now, p.labels(), p.predictions.lastSeen)
 		if v, since, ok := m.judged(l, false); ok && v.Drifted {
 			why, key = "drift: "+v.Why, "drift "+m.version.ID
 		} else if ok && now.Sub(since) > window {
@@ -340,6 +341,10 @@ func (p *Plane) Drifts(context.Context) ([]api.Drift, error) {
 			continue
 		}
 		d := api.Drift{Model: m.version.ID, Since: since, Samples: v.Samples, Ready: v.Ready, Drifted: v.Drifted, Why: v.Why, Shifted: v.Shifted, Series: v.Series, Calibration: v.Calibration, Worst: []api.DriftDistance{}}
+		if k == registry.KindFailure {
+			said := m.said.outcomes()
+			d.Outcomes = &api.Outcomes{Judged: said.Judged, Expected: said.Expected, Failed: said.Failed, Averted: said.Averted}
+		}
 		for _, w := range v.Worst {
 			d.Worst = append(d.Worst, api.DriftDistance{Series: w.Series, PSI: w.PSI, KS: w.KS})
 		}

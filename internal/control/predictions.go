@@ -161,6 +161,14 @@ func (p *predictions) find(id fleet.HostID, limit time.Duration) (fleet.Predicti
 	return out, h.sample, true
 }
 
+// lastSeen is when the newest sample of a host was taken; zero for one that never sent any.
+func (p *predictions) lastSeen(id fleet.HostID) time.Time {
+	h := p.state(id)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last
+}
+
 // recovered tells a host's predictor that an action ended well.
 func (p *predictions) recovered(id fleet.HostID) {
 	h := p.state(id)

@@ -25,6 +25,8 @@ type seated struct {
 	series  []string
 	state   []byte // of an anomaly model: each host has a copy
 	failure *failure.Model
+	// said is what a failure model has said, to be held against what happens.
+	said promises
 
 	mu     sync.Mutex
 	since  time.Time
@@ -61,7 +63,8 @@ func (m *seated) judged(l drift.Limits, fresh bool) (drift.Verdict, time.Time, b
 	if m.window == nil {
 		return drift.Verdict{}, m.since, false
 	}
-	v, since := l.Judge(m.window, m.tails.Error()), m.since
+	said := m.said.outcomes()
+	v, since := l.Judge(m.window, max(m.tails.Error(), said.Error())), m.since
 	if fresh {
 		m.window.Reset()
 		m.tails, m.since = drift.Tails{}, time.Now().UTC()
@@ -290,6 +293,7 @@ const soon = 5 * time.Minute
 // foretold is what a failure model says of a host.
 type foretold struct {
 	within    float64 // probability of a failure within the horizon that is nearest to the wanted one
+	horizon   time.Duration
 	soon      float64 // within five minutes, 0 where the model has no such horizon
 	odd       float64 // that anything is wrong
 	signature fleet.Signature
@@ -310,6 +314,9 @@ func (f *forecast) improve(r *roster, out *fleet.Prediction) {
 		m.saw(f.x, math.NaN())
 		t := f.ask(m.failure, out.HorizonSeconds)
 		said = t.within
+		if !out.Simulated {
+			m.said.say(out.Host, promise{out.Time, t.horizon, t.within})
+		}
 		out.FailureProbability = max(out.FailureProbability, t.within)
 		out.SoonProbability, out.FaultProbability = t.soon, max(t.odd, out.FailureProbability)
 		if t.odd >= 0.5 && out.SignatureProbability < 1 {
@@ -349,6 +356,6 @@ func (f *forecast) ask(m *failure.Model, horizon float64) foretold {
 		}
 	}
 	is := m.Signature(f.s, f.x)
-	t.within, t.signature, t.sure = f.p[best], fleet.Signature(signatures[is]), f.s[is]
+	t.within, t.horizon, t.signature, t.sure = f.p[best], horizons[best], fleet.Signature(signatures[is]), f.s[is]
 	return t
 }

@@ -207,8 +207,8 @@ type Limits struct {
 	Ratio float64
 	// Samples is how many a window must have to be judged.
 	Samples int
-	// Calibration is the difference of what was predicted and what came, from which it
-	// counts; see [Calibration.Error] and [Tails.Error].
+	// Calibration is by how many powers of ten more or less may come than was predicted; see
+	// [Tails.Error] and [Outcomes.Error].
 	Calibration float64
 }
 
@@ -256,7 +256,7 @@ func (l Limits) Judge(w *Window, calibration float64) Verdict {
 	}
 	if calibration >= l.Calibration {
 		v.Drifted = true
-		v.Why = fmt.Sprintf("its probabilities are off by %.2f (limit %.2f)", calibration, l.Calibration)
+		v.Why = fmt.Sprintf("what it says is off by %.2f powers of ten from what comes (limit %.2f)", calibration, l.Calibration)
 	}
 	return v
 }
