@@ -38,7 +38,8 @@ Faults: ` + strings.Join(all, ", ") + `.
 DIR gets the same three files as that of 'dataset simulate'; faults.jsonl says when each fault
 began and when the health check failed. The hosts' processes, files and networks are their own
 and end with the run; CPUs, memory and disks are this machine's, which the faults cpu-hog,
-fork-storm and io-stall load while they last.
+fork-storm and io-stall load while they last. A host with cpu-hog has one CPU, and the service's
+disk under io-stall takes 8 MiB/s.
 
 It needs root, and the packages systemd-container, dbus, e2fsprogs, stress-ng and nftables.`,
 		Example: `  tardigrade dataset record --out recorded --runs 3 --parallel 4`,
