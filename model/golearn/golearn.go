@@ -182,7 +182,9 @@ func (f *Forest) grow(x [][]float64, y []bool, rows, used []int) (t []node, err 
 
 // inOrder looks for the split of the largest gain in the order of the features' names: the
 // first of several that are as good.
-type inOrder struct{ gain trees.InformationGainRuleGenerator }
+type inOrder struct {
+	gain trees.InformationGainRuleGenerator
+}
 
 // GenerateSplitRule implements [trees.RuleGenerator].
 func (o inOrder) GenerateSplitRule(grid base.FixedDataGrid) *trees.DecisionTreeRule {
