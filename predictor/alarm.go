@@ -14,11 +14,14 @@ const (
 
 // What a host's own episodes teach its threshold.
 const (
-	depth    = 2.0  // decades under the nominal threshold from where an episode counts
-	priorFor = 2.0  // days of episodes that are taken for granted
+	usual    = 1.6  // score from which an episode counts, one sample in 40; at most half of the nominal threshold
+	prior    = 720  // samples whose episodes are taken for granted
 	memory   = 30.0 // days after which an episode counts 1/e
 	mostOver = 1.0  // decades over the nominal threshold that an episode counts
-	mostBend = 1.5  // decades that the threshold may be away from the nominal one
+	mostBend = 3.0  // decades that the threshold may be away from the nominal one
+
+	leastNominal = 0.5  // nominal threshold
+	mostExcess   = 30.0 // decades that an episode can have counted
 )
 
 // Alarm is what anomaly scores alone make of a host: it begins when so many samples in a
@@ -29,10 +32,11 @@ const (
 // do while they were learned. So the threshold follows the host's own episodes, as the
 // declustered peaks of a series are used for its return level (Coles, "An Introduction to
 // Statistical Modeling of Extreme Values", 2001, chapter 4): from the rate of episodes over
-// a lower level, and the mean by which their peaks exceed it, exponentially distributed,
-// follows the level that is exceeded as often as is asked for. An episode counts once, however
-// long it lasts, and by no more than a decade over the nominal threshold, so that an
-// incident teaches little; one that ended with an action teaches nothing.
+// a much lower level, of which a host has some each day, and the mean by which their peaks
+// exceed it, exponentially distributed, follows the level that is exceeded as often as is
+// asked for. An episode counts once, however long it lasts, and by no more than a decade
+// over the nominal threshold, so that an incident teaches little; one that ended with an
+// action teaches nothing.
 //
 // The zero value is of no use, see [NewAlarm]. It is not safe for concurrent use.
 type Alarm struct {
@@ -40,6 +44,7 @@ type Alarm struct {
 	step      float64 // of 30 days, a sample
 	nominal   float64
 	threshold float64
+	level     float64 // from where an episode counts
 	known     AlarmState
 
 	last    [confirm]float64
@@ -53,26 +58,28 @@ type Alarm struct {
 
 // AlarmState is what the episodes of a host have taught, the older the less.
 type AlarmState struct {
+	Level    float64 `json:"level"`    // from where an episode counted
 	Months   float64 `json:"months"`   // that were watched, of 30 days
 	Episodes float64 `json:"episodes"` // in them
 	Excess   float64 `json:"excess"`   // sum of their peaks over the level, in decades
 }
 
 func (s AlarmState) valid() bool {
-	for _, v := range []float64{s.Months, s.Episodes, s.Excess} {
+	for _, v := range []float64{s.Level, s.Months, s.Episodes, s.Excess} {
 		if math.IsNaN(v) || v < 0 || v > 1e9 {
 			return false
 		}
 	}
-	return s.Excess <= s.Episodes*(depth+mostOver)
+	return s.Excess <= s.Episodes*mostExcess
 }
 
 // NewAlarm returns the alarm of a host that is sampled so often and for which so many
 // false alarms are asked for in 30 days. Both must be positive.
 func NewAlarm(perMonth float64, interval time.Duration) *Alarm {
 	a := &Alarm{asked: perMonth, step: float64(interval) / float64(30*24*time.Hour)}
-	a.nominal = -math.Log10(perMonth * a.step)
-	a.threshold = a.nominal
+	a.nominal = max(leastNominal, -math.Log10(perMonth*a.step))
+	a.threshold, a.level = a.nominal, min(usual, a.nominal/2)
+	a.known.Level = a.level
 	return a
 }
 
@@ -110,20 +117,19 @@ func (a *Alarm) learn(score float64) {
 	a.known.Months = a.known.Months*keep + a.step
 	a.known.Episodes *= keep
 	a.known.Excess *= keep
-	level := max(a.nominal-depth, 0.5)
 	lasts := min(a.last[0], a.last[1], a.last[2])
 	switch {
 	case a.episode:
 		a.peak = max(a.peak, lasts)
-		if a.quiet++; score >= level/2 {
+		if a.quiet++; score >= a.level/2 {
 			a.quiet = 0
 		}
 		if a.quiet >= clearAfter {
 			a.known.Episodes++
-			a.known.Excess += min(a.peak-level, depth+mostOver)
+			a.known.Excess += min(a.peak, a.nominal+mostOver) - a.level
 			a.episode = false
 		}
-	case lasts >= level:
+	case lasts >= a.level:
 		a.episode, a.peak, a.quiet = true, lasts, 0
 	}
 	a.bend()
@@ -133,12 +139,11 @@ func (a *Alarm) learn(score float64) {
 func (a *Alarm) bend() {
 	// What is taken for granted is a score that is calibrated: of the samples over a
 	// level, a tenth is a decade over it.
-	const months = priorFor / 30
-	level := max(a.nominal-depth, 0.5)
-	episodes := a.asked * math.Pow(10, a.nominal-level) * months
+	months := prior * a.step
+	episodes := prior * math.Pow(10, -a.level)
 	rate := (episodes + a.known.Episodes) / (months + a.known.Months)
 	excess := (episodes/math.Ln10 + a.known.Excess) / (episodes + a.known.Episodes)
-	t := level + excess*math.Log(max(rate/a.asked, 1))
+	t := a.level + excess*math.Log(max(rate/a.asked, 1))
 	a.threshold = min(max(t, a.nominal-mostBend), a.nominal+mostBend)
 }
 

@@ -108,7 +108,7 @@ func TestTheThresholdStaysNearWhatWasAskedFor(t *testing.T) {
 func TestWhatTheAlarmLearnedIsKept(t *testing.T) {
 	w := newWorld(t, nil, "load_1m")
 	w.steps(10)
-	w.p.alarm.known = AlarmState{Months: 0.5, Episodes: 40, Excess: 60}
+	w.p.alarm.known = AlarmState{Level: w.p.alarm.level, Months: 0.5, Episodes: 400, Excess: 600}
 	w.p.alarm.bend()
 	data, err := w.p.Save()
 	if err != nil {

@@ -128,8 +128,10 @@ func (p *Predictor) Restore(data []byte) error {
 		return fmt.Errorf("%w: %w", ErrModelFile, err)
 	}
 	p.detector, p.names, p.learnedUntil = d, h.Series, h.Until
-	p.alarm.known = h.Alarm
-	p.alarm.bend()
+	if h.Alarm.Level == p.alarm.level { // else it was asked for so many alarms that its episodes were others
+		p.alarm.known = h.Alarm
+		p.alarm.bend()
+	}
 	for i, name := range p.names {
 		p.columns[name] = i
 	}
