@@ -110,16 +110,16 @@ func (l *leases) keep(host fleet.HostID, lease *bus.Lease) {
 	l.held[host] = lease
 }
 
-// releaseOrphans gives up the leases whose execution was never stored, since this process
-// ended just then: their hosts need not wait until the time of the lease is over. No
-// other control plane may be running.
-func (l *leases) releaseOrphans(ctx context.Context, known func(execution string) bool) error {
+// releaseOrphans gives up the leases of executions that are not under way: this process
+// ended just before such a one was stored, or just after its end was. Their hosts need not
+// wait until the time of the lease is over. No other control plane may be running.
+func (l *leases) releaseOrphans(ctx context.Context, underway func(execution string) bool) error {
 	holders, err := l.bus.Holders(ctx)
 	if err != nil {
 		return err
 	}
 	for host, owner := range holders {
-		if known(owner) {
+		if underway(owner) {
 			continue
 		}
 		lease, err := l.bus.Adopt(ctx, host, owner, 0)

@@ -180,7 +180,11 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	}
 	held := &leases{bus: leaseTable, held: make(map[fleet.HostID]*bus.Lease)}
 	if p.cfg.Bus.URL == "" { // the data directory is this process's alone
-		if err := held.releaseOrphans(ctx, func(id string) bool { _, _, ok := p.executions.Find(id); return ok }); err != nil {
+		underway := func(id string) bool {
+			e, _, ok := p.executions.Find(id)
+			return ok && !e.State.Final()
+		}
+		if err := held.releaseOrphans(ctx, underway); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,7 +79,9 @@ func serveMain() error {
 	c := config.Default()
 	c.Data = filepath.Join(os.Getenv(envDir), "serve")
 	c.Bus.Listen = os.Getenv(envBus)
-	c.Policy.Cooldown = 0
+	// The same fault comes back with every point, and a recycle stays the answer to it.
+	c.Policy.Cooldown, c.Policy.Attempts, c.Policy.HandOverSeconds = 0, 100, 1e6
+	c.Model.Learn = config.Duration(2 * time.Second) // nothing is recommended before
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	dir, err := datadir.Open(c.Data)
 	if err != nil {
@@ -111,7 +114,7 @@ func hostMain() error {
 		return err
 	}
 	c := config.Default().Agent
-	c.Act, c.Guests.QMPDir = true, os.Getenv(envQMP)
+	c.Act, c.Guests.QMPDir, c.Interval = true, os.Getenv(envQMP), config.Duration(500*time.Millisecond)
 	for _, u := range strings.Fields(os.Getenv(envUnits)) {
 		c.Units = append(c.Units, config.Unit{Name: u})
 	}
@@ -132,6 +135,7 @@ type lane struct {
 	units    []string
 	guest    *rigtest.QEMU
 	serving  *process
+	agent    *process
 }
 
 // process is a running child.
@@ -214,9 +218,9 @@ func newLane(t *testing.T, host fleet.HostID, units ...string) *lane {
 		t.Fatal(err)
 	}
 	l.serving = l.start("serve")
-	agent := l.start("host")
+	l.agent = l.start("host")
 	t.Cleanup(func() {
-		said := agent.kill()
+		said := l.agent.kill()
 		served := l.serving.kill()
 		if t.Failed() {
 			t.Logf("the agent said:\n%s\nthe control plane said:\n%s", said[max(0, len(said)-3000):], served[max(0, len(served)-6000):])
@@ -262,33 +266,204 @@ func (l *lane) executions() (all []fleet.Execution, ok bool) {
 	return answer.Executions, ok
 }
 
-// find returns the executions that a point asked for.
-func (l *lane) find(reason string) (found []fleet.Execution, ok bool) {
+// find returns the executions for which ok holds.
+func (l *lane) find(of func(fleet.Execution) bool) (found []fleet.Execution, ok bool) {
 	all, ok := l.executions()
 	for _, e := range all {
-		if e.Reason == reason {
+		if of(e) {
 			found = append(found, e)
 		}
 	}
 	return found, ok
 }
 
-// point asks for a recycle, ends the control plane where kill says, starts it again,
-// and looks at what became of it.
-func (l *lane) point(kill string) (crashed bool, got tally) {
+// recommendations returns those in one of the states, or all.
+func (l *lane) recommendations(states ...fleet.RecommendationState) (found []fleet.Recommendation, ok bool) {
+	var answer struct{ Recommendations []fleet.Recommendation }
+	ok = l.ask("GET", "/api/v1/recommendations?limit=1000", nil, &answer)
+	for _, r := range answer.Recommendations {
+		if len(states) == 0 || slices.Contains(states, r.State) {
+			found = append(found, r)
+		}
+	}
+	return found, ok
+}
+
+// scene is something that a person does with a host.
+type scene struct {
+	// prepare brings the host to where it can be done.
+	prepare func() bool
+	// ask does it, and tells whether that was accepted.
+	ask func() (accepted bool)
+	// again, if not nil, is called once the control plane is there: still, or again.
+	again func()
+	// over tells whether nothing more follows from it.
+	over func() bool
+	// judge says what is wrong in the end; started is how often each unit was.
+	judge func(accepted bool, started []int, got *tally) (bad []string)
+	// after puts things back.
+	after func() bool
+}
+
+// decision is the approval or rejection of a recommendation, which comes since the first
+// service has stopped.
+func (l *lane) decision(verb string) scene {
+	var id string
+	mine := func() (rec fleet.Recommendation, runs []fleet.Execution, ok bool) {
+		all, ok1 := l.recommendations()
+		runs, ok2 := l.find(func(e fleet.Execution) bool { return e.Recommendation == id })
+		i := slices.IndexFunc(all, func(r fleet.Recommendation) bool { return r.ID == id })
+		if i >= 0 {
+			rec = all[i]
+		}
+		return rec, runs, ok1 && ok2 && i >= 0
+	}
+	return scene{
+		prepare: func() bool {
+			// A service that was never seen to run is not missed.
+			seen := await(30*time.Second, func() bool {
+				var answer struct{ Points []api.Point }
+				ok := l.ask("GET", fmt.Sprintf("/api/v1/hosts/%s/telemetry?from=-1m&metric=unit_active{%s}", l.host, l.units[0]), nil, &answer)
+				n := len(answer.Points)
+				return ok && n >= 3 && answer.Points[n-1].Value == 1
+			})
+			if !seen {
+				return false
+			}
+			systemctl(l.t, "stop", l.units[0])
+			return await(30*time.Second, func() bool {
+				open, _ := l.recommendations(fleet.RecommendationPending)
+				if len(open) == 1 && open[0].Action == fleet.ActionRecycle {
+					id = open[0].ID
+				}
+				return len(open) == 1 && id == open[0].ID
+			})
+		},
+		ask: func() bool {
+			var rec fleet.Recommendation
+			return l.ask("POST", "/api/v1/recommendations/"+id+"/"+verb, struct{}{}, &rec)
+		},
+		over: func() bool {
+			rec, runs, ok := mine()
+			return ok && rec.State != fleet.RecommendationApproved && rec.State != fleet.RecommendationExecuting &&
+				!slices.ContainsFunc(runs, func(e fleet.Execution) bool { return !e.State.Final() })
+		},
+		judge: func(accepted bool, started []int, got *tally) (bad []string) {
+			rec, runs, _ := mine()
+			allowed := []fleet.RecommendationState{fleet.RecommendationPending, fleet.RecommendationSuperseded}
+			switch {
+			case verb == "reject" && accepted:
+				allowed = []fleet.RecommendationState{fleet.RecommendationRejected}
+			case verb == "reject":
+				allowed = append(allowed, fleet.RecommendationRejected)
+			case len(runs) > 0:
+				allowed = []fleet.RecommendationState{fleet.RecommendationDone}
+				if runs[0].State != fleet.ExecutionSucceeded {
+					bad = append(bad, fmt.Sprintf("it is %s: %s", runs[0].State, runs[0].Outcome))
+				}
+			case accepted:
+				bad = append(bad, "an approval that was accepted is forgotten")
+			}
+			if !slices.Contains(allowed, rec.State) {
+				bad = append(bad, fmt.Sprintf("the recommendation is %s: %s", rec.State, rec.Note))
+			}
+			if len(runs) > 1 || verb == "reject" && len(runs) > 0 {
+				got.DoubleExecutions++
+				bad = append(bad, fmt.Sprintf("%d executions", len(runs)))
+			}
+			for i, n := range started {
+				if n != len(runs) {
+					bad = append(bad, fmt.Sprintf("%s was started %d times", l.units[i], n))
+				}
+			}
+			return bad
+		},
+		after: func() bool {
+			systemctl(l.t, "start", l.units[0])
+			return await(30*time.Second, func() bool {
+				open, ok := l.recommendations(fleet.RecommendationPending, fleet.RecommendationApproved, fleet.RecommendationExecuting)
+				return ok && len(open) == 0
+			})
+		},
+	}
+}
+
+// cancellation is that of a recycle whose agent has not begun yet, since it is stopped.
+func (l *lane) cancellation() scene {
+	var id string
+	mine := func() (e fleet.Execution, ok bool) {
+		found, _ := l.find(func(e fleet.Execution) bool { return e.ID == id })
+		if len(found) != 1 {
+			return e, false
+		}
+		return found[0], true
+	}
+	return scene{
+		prepare: func() bool {
+			if err := l.agent.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+				l.t.Fatal(err)
+			}
+			var e fleet.Execution
+			if !l.ask("POST", "/api/v1/executions", map[string]any{"host": l.host, "action": "recycle", "reason": "to be cancelled"}, &e) {
+				return false
+			}
+			id = e.ID
+			return await(10*time.Second, func() bool {
+				e, ok := mine()
+				return ok && e.State == fleet.ExecutionRecycling
+			})
+		},
+		ask: func() bool {
+			var e fleet.Execution
+			return l.ask("POST", "/api/v1/executions/"+id+"/cancel", struct{}{}, &e)
+		},
+		again: func() {
+			if err := l.agent.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+				l.t.Fatal(err)
+			}
+		},
+		over: func() bool {
+			e, ok := mine()
+			return ok && e.State.Final()
+		},
+		judge: func(accepted bool, started []int, got *tally) (bad []string) {
+			e, _ := mine()
+			late := e.State == fleet.ExecutionSucceeded && strings.Contains(e.Outcome, "came too late")
+			switch {
+			case accepted && e.CancelledBy == "":
+				bad = append(bad, "a wish to cancel that was accepted is forgotten")
+			case e.CancelledBy != "" && e.State != fleet.ExecutionCancelled && !late, e.CancelledBy == "" && e.State != fleet.ExecutionSucceeded:
+				bad = append(bad, fmt.Sprintf("cancelled by %q, it is %s: %s", e.CancelledBy, e.State, e.Outcome))
+			}
+			for i, n := range started {
+				if n > 1 || e.State == fleet.ExecutionSucceeded && n != 1 {
+					bad = append(bad, fmt.Sprintf("%s was started %d times", l.units[i], n))
+				}
+			}
+			if started[1] > started[0] {
+				bad = append(bad, "the second service was restarted, the first not")
+			}
+			return bad
+		},
+	}
+}
+
+// point plays a scene, ends the control plane where kill says, starts it again, and looks
+// at what became of it.
+func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 	begun := time.Now()
 	defer func() { l.t.Logf("%s: %+v in %v", kill, got, time.Since(begun).Round(time.Millisecond)) }()
 	known := await(30*time.Second, func() bool {
 		var h fleet.Host
 		return l.ask("GET", "/api/v1/hosts/"+string(l.host), nil, &h) && len(h.VMs) == 1
 	})
-	if !known {
-		l.t.Errorf("%s: the host is not there", kill)
+	if !known || !s.prepare() {
+		l.t.Errorf("%s: the host is not there, or not as it should be", kill)
 		return false, got
 	}
-	before := make(map[string]int)
-	for _, u := range l.units {
-		before[u] = starts(l.t, u)
+	before := make([]int, len(l.units))
+	for i, u := range l.units {
+		before[i] = starts(l.t, u)
 	}
 	armed := filepath.Join(l.dir, "armed")
 	if err := os.WriteFile(armed+".new", []byte(kill), 0o600); err != nil {
@@ -297,62 +472,48 @@ func (l *lane) point(kill string) (crashed bool, got tally) {
 	if err := os.Rename(armed+".new", armed); err != nil {
 		l.t.Fatal(err)
 	}
-	var e fleet.Execution
-	accepted := l.ask("POST", "/api/v1/executions", map[string]any{"host": l.host, "action": "recycle", "reason": kill}, &e)
-	// It ends at its write, or there is no such write.
-	await(20*time.Second, func() bool {
-		found, ok := l.find(kill)
-		return l.serving.ended() || ok && len(found) == 1 && found[0].State.Final()
-	})
-	if !await(700*time.Millisecond, l.serving.ended) {
-		os.Remove(armed)
-		return false, got
+	accepted := s.ask()
+	if s.again != nil && !l.serving.ended() {
+		s.again()
 	}
+	// It ends at its write, or there is no such write.
+	await(20*time.Second, func() bool { return l.serving.ended() || s.over() })
+	crashed = await(700*time.Millisecond, l.serving.ended)
 	if err := os.Remove(armed); err != nil {
 		l.t.Fatal(err)
 	}
-	got.CrashPoints = 1
-	l.serving = l.start("serve")
-	var found []fleet.Execution
-	final := await(40*time.Second, func() bool {
-		var ok bool
-		found, ok = l.find(kill)
-		return ok && (len(found) == 0 || found[0].State.Final())
-	})
-	var bad []string
-	if !final {
-		got.Stuck++
-		bad = append(bad, fmt.Sprintf("it does not come to an end: %+v", found))
-	}
-	want := 0
-	switch {
-	case len(found) > 1:
-		got.DoubleExecutions++
-		bad = append(bad, fmt.Sprintf("%d executions", len(found)))
-	case len(found) == 0 && accepted:
-		bad = append(bad, "an execution that was accepted is forgotten")
-	case len(found) == 1 && final:
-		want = 1
-		if found[0].State != fleet.ExecutionSucceeded {
-			bad = append(bad, fmt.Sprintf("it is %s: %s", found[0].State, found[0].Outcome))
+	if crashed {
+		got.CrashPoints = 1
+		l.serving = l.start("serve")
+		if s.again != nil {
+			s.again()
 		}
 	}
-	for _, u := range l.units {
-		d := starts(l.t, u) - before[u]
-		if d > 1 {
+	var bad []string
+	if !await(40*time.Second, s.over) {
+		got.Stuck++
+		bad = append(bad, "it does not come to an end")
+	}
+	started := make([]int, len(l.units))
+	for i, u := range l.units {
+		started[i] = starts(l.t, u) - before[i]
+		if started[i] > 1 {
 			got.DoubleExecutions++
 		}
-		if d != want {
-			bad = append(bad, fmt.Sprintf("%s was started %d times", u, d))
-		}
 	}
+	bad = append(bad, s.judge(accepted, started, &got)...)
 	bad = append(bad, lost(l.t, l.guest, &got)...)
+	if s.after != nil && !s.after() {
+		bad = append(bad, "the host does not come to rest")
+	}
 	if len(bad) > 0 {
 		l.t.Errorf("%s: %s", kill, strings.Join(bad, "; "))
 		return true, got
 	}
-	got.Recovered++
-	return true, got
+	if crashed {
+		got.Recovered++
+	}
+	return crashed, got
 }
 
 // trail fails the test unless the audit trail is whole.
@@ -364,22 +525,23 @@ func (l *lane) trail() {
 		return
 	}
 	defer b.Close()
-	begun, ended := 0, 0
+	counts := map[string]int{}
 	err = bus.OpenAudit(b).Verify(l.t.Context(), func(_ uint64, r bus.AuditRecord) {
-		switch r.Event {
-		case "execution.requested":
-			begun++
-		case "execution.succeeded":
-			ended++
-		}
+		counts[r.Event]++
 	})
-	if err != nil || begun == 0 || ended == 0 {
-		l.t.Errorf("the audit trail: %d begun, %d ended, %v", begun, ended, err)
+	for _, event := range []string{"recommend", "approve", "reject", "execution.requested", "execution.succeeded", "execution.stopping", "execution.cancelled"} {
+		if counts[event] == 0 {
+			l.t.Errorf("the audit trail has no record of %q: %v", event, counts)
+		}
+	}
+	if err != nil {
+		l.t.Errorf("the audit trail: %v", err)
 	}
 }
 
-// controlPlane ends the control plane at every one of its writes while it has services
-// recycled on a real host, and lets it go on. Three such hosts are one beside the other.
+// controlPlane ends the control plane at every one of its writes from a person's approval
+// of a recommendation to the end of the recycle on a real host, from a rejection, and from
+// a cancellation, and lets it go on. Three such hosts are one beside the other.
 func controlPlane(t *testing.T) (total tally) {
 	lanes := make([]*lane, len(laneWays))
 	for i := range lanes {
@@ -389,7 +551,9 @@ func controlPlane(t *testing.T) (total tally) {
 	var wg sync.WaitGroup
 	for i, l := range lanes {
 		wg.Go(func() {
-			got[i] = enumerateWay(t, laneWays[i], l.point)
+			for _, s := range []scene{l.decision("approve"), l.decision("reject"), l.cancellation()} {
+				got[i].add(enumerateWay(t, laneWays[i], func(kill string) (bool, tally) { return l.point(kill, s) }))
+			}
 			l.trail()
 		})
 	}

@@ -17,9 +17,9 @@ import (
 // namespace of its own, so that several of them share this machine.
 type Libvirtd struct {
 	Name string
-	// Socket is its socket on this machine, and Address where it listens for other
-	// daemons.
-	Socket, Address string
+	// Socket is its socket on this machine. Other daemons reach it on 127.0.0.1 at the
+	// ports TCP and TLS. PKI is a directory with its certificate.
+	Socket, TCP, TLS, PKI string
 	// Dir has its files. Its path is short enough for sockets.
 	Dir string
 
@@ -48,8 +48,13 @@ func Accounts() (passwd, group string, err error) {
 	return passwd, group, nil
 }
 
-// QEMUConf is libvirt's qemu.conf for a host of tests.
-const QEMUConf = `user = "root"
+// QEMUConf is libvirt's qemu.conf for a host of tests. pki is where QEMU finds the files
+// of [Authority.Libvirt], if there are any.
+func QEMUConf(pki string) string {
+	return fmt.Sprintf("default_tls_x509_cert_dir = %q\nmigrate_tls_x509_verify = 1\n", pki) + qemuConf
+}
+
+const qemuConf = `user = "root"
 group = "root"
 security_driver = "none"
 stdio_handler = "file"
@@ -58,22 +63,31 @@ namespaces = []
 remember_owner = 0
 `
 
-// LibvirtdConf is libvirtd.conf for a host of tests: it trusts whoever connects. dir
-// is where its sockets are made.
-func LibvirtdConf(dir, address string) string {
-	host, port, _ := net.SplitHostPort(address)
-	return fmt.Sprintf(`listen_tls = 0
-listen_tcp = 1
-listen_addr = %q
-tcp_port = %q
+// LibvirtdConf is libvirtd.conf for a host of tests, whose sockets are made in dir. It
+// trusts whoever connects by TLS with a certificate, and by TCP, where tcp has a port.
+// pki is where the files of [Authority.Libvirt] are.
+func LibvirtdConf(dir, pki, address, tls, tcp string) string {
+	listen := 0
+	if tcp != "" {
+		listen = 1
+	}
+	return fmt.Sprintf(`listen_addr = %[3]q
+listen_tls = 1
+tls_port = %[4]q
+listen_tcp = %[6]d
+tcp_port = %[5]q
+ca_file = "%[2]s/cacert.pem"
+cert_file = "%[2]s/servercert.pem"
+key_file = "%[2]s/serverkey.pem"
+auth_tls = "none"
 auth_tcp = "none"
 auth_unix_rw = "none"
-unix_sock_dir = %q
-host_uuid = %q
+unix_sock_dir = %[1]q
+host_uuid = %[7]q
 keepalive_interval = 1
 keepalive_count = 3
 log_level = 3
-`, host, port, dir, UUID())
+`, dir, pki, address, tls, tcp, listen, UUID())
 }
 
 // UUID is a random one.
@@ -84,26 +98,33 @@ func UUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// StartLibvirtd starts a daemon on a host of that name. It ends with the test, and
-// its guests with it. It needs root.
-func StartLibvirtd(t *testing.T, name string) *Libvirtd {
+// StartLibvirtd starts a daemon on a host of that name, with a certificate of the
+// authority. It ends with the test, and its guests with it. It needs root.
+func StartLibvirtd(t *testing.T, name string, authority *Authority) *Libvirtd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "lv")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	v := &Libvirtd{Name: name, Dir: dir, Socket: filepath.Join(dir, "libvirt-sock"), PKI: filepath.Join(dir, "pki"), t: t}
+	for _, port := range []*string{&v.TCP, &v.TLS} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, *port, _ = net.SplitHostPort(l.Addr().String())
+		l.Close()
 	}
-	v := &Libvirtd{Name: name, Dir: dir, Socket: filepath.Join(dir, "libvirt-sock"), Address: l.Addr().String(), t: t}
-	l.Close()
 	passwd, group, err := Accounts()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, text := range map[string]string{"passwd": passwd, "group": group, "libvirtd.conf": LibvirtdConf(dir, v.Address), "etc/qemu.conf": QEMUConf} {
+	files := map[string]string{"passwd": passwd, "group": group, "libvirtd.conf": LibvirtdConf(dir, v.PKI, "127.0.0.1", v.TLS, v.TCP), "etc/qemu.conf": QEMUConf(v.PKI)}
+	for name, text := range authority.Libvirt("127.0.0.1") {
+		files["pki/"+name] = text
+	}
+	for file, text := range files {
 		path := filepath.Join(dir, file)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)

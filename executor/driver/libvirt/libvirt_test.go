@@ -96,7 +96,7 @@ func host(t *testing.T, v *rigtest.Libvirtd, m Move) *Host {
 }
 
 func TestGuestsConform(t *testing.T) {
-	v := rigtest.StartLibvirtd(t, "one")
+	v := rigtest.StartLibvirtd(t, "one", rigtest.NewAuthority(t))
 	h := host(t, v, Move{})
 	a, b := start(t, v, "a"), start(t, v, "b")
 	events, err := h.Events(t.Context())
@@ -170,23 +170,104 @@ func TestGuestsConform(t *testing.T) {
 	}
 }
 
-func TestMovesConform(t *testing.T) {
-	one, two := rigtest.StartLibvirtd(t, "one"), rigtest.StartLibvirtd(t, "two")
-	// Both are at the same address, with ports of their own.
-	to := func(v *rigtest.Libvirtd) Move {
-		_, port, _ := net.SplitHostPort(v.Address)
-		return Move{URI: "qemu+tcp://{host}:" + port + "/system", DataURI: "tcp://{host}", AutoConverge: true, Downtime: 50 * time.Millisecond}
+// pair is two hosts on this machine, at the same address with ports of their own, and a
+// guest on the first.
+type pair struct {
+	one, two     *rigtest.Libvirtd
+	from, target *Host
+	guest        guest
+	here         fleet.Target
+}
+
+// newPair starts it. move says how guests move to a daemon.
+func newPair(t *testing.T, move func(to *rigtest.Libvirtd) Move) pair {
+	t.Helper()
+	authority := rigtest.NewAuthority(t)
+	p := pair{one: rigtest.StartLibvirtd(t, "one", authority), two: rigtest.StartLibvirtd(t, "two", authority)}
+	p.from, p.target = host(t, p.one, move(p.two)), host(t, p.two, move(p.one))
+	p.guest = start(t, p.one, "web")
+	p.here = fleet.Target{VM: p.guest.id, Host: "h", Address: "127.0.0.1"}
+	return p
+}
+
+// speed limits moves from the first host, in MiB a second.
+func (p pair) speed(mibps uint64) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		if err := p.from.on(t.Context(), p.guest.id, "slow down", func(s *session, d rpc.Domain) error { return s.DomainMigrateSetMaxSpeed(d, mibps, 0) }); err != nil {
+			t.Error(err)
+		}
 	}
-	from, target := host(t, one, to(two)), host(t, two, to(one))
-	g := start(t, one, "web")
-	speed := func(mibps uint64) func(*testing.T) {
-		return func(t *testing.T) {
-			if err := from.on(t.Context(), g.id, "slow down", func(s *session, d rpc.Domain) error { return s.DomainMigrateSetMaxSpeed(d, mibps, 0) }); err != nil {
+}
+
+// By TLS between the daemons and between their QEMUs, and by post-copy: the guest runs on
+// the target before all its memory is there, and can only go on.
+func TestMoveByTLSAndPostCopy(t *testing.T) {
+	p := newPair(t, func(to *rigtest.Libvirtd) Move {
+		return Move{URI: "qemu+tls://{host}:" + to.TLS + "/system?pkipath=" + to.PKI, DataURI: "tcp://{host}", TLS: true, PostCopyAfter: time.Hour}
+	})
+	p.speed(2)(t)
+	do := func(what string, f func(*session, rpc.Domain) error) {
+		t.Helper()
+		if err := p.from.on(t.Context(), p.guest.id, what, f); err != nil {
+			t.Error(err)
+		}
+	}
+	do("slow down the post-copy of", func(s *session, d rpc.Domain) error {
+		return s.DomainMigrateSetMaxSpeed(d, 4, uint32(rpc.DomainMigrateMaxSpeedPostcopy))
+	})
+	// This guest writes too little for the driver to choose post-copy by itself.
+	started, committed := false, false
+	told, err := p.from.Move(t.Context(), p.guest.id, p.here, func(now driver.Progress) {
+		if !started && now.TotalBytes > 0 {
+			started = true
+			do("start the post-copy of", func(s *session, d rpc.Domain) error { return s.DomainMigrateStartPostCopy(d, 0) })
+		}
+		if at, err := p.from.Locate(t.Context(), p.guest.id, p.here); err == nil && at.Committed && !committed {
+			committed = true
+			if at.Here != "paused" || at.There != "running" || !at.Moving {
+				t.Errorf("%+v", at)
+			}
+			// It can only go on, so that nothing comes of this.
+			if err := p.from.Abort(t.Context(), p.guest.id); err != nil {
 				t.Error(err)
 			}
 		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	here := fleet.Target{VM: g.id, Host: "h", Address: "127.0.0.1"}
+	if !committed {
+		t.Error("it did not go by post-copy")
+	}
+	t.Logf("%+v", told)
+	at, err := p.from.Locate(t.Context(), p.guest.id, p.here)
+	if err != nil || at != (driver.Location{There: "running"}) {
+		t.Errorf("%+v, %v", at, err)
+	}
+	p.guest.unharmed(t)
+	// Who has no certificate of the authority is not let in.
+	stranger := filepath.Join(t.TempDir(), "pki")
+	if err := os.Mkdir(stranger, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range rigtest.NewAuthority(t).Libvirt("127.0.0.1") {
+		if err := os.WriteFile(filepath.Join(stranger, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := host(t, p.two, Move{URI: "qemu+tls://{host}:" + p.one.TLS + "/system?pkipath=" + stranger, DataURI: "tcp://{host}", TLS: true})
+	if _, err := h.Move(t.Context(), p.guest.id, p.here, nil); err == nil || !strings.Contains(strings.ToLower(err.Error()), "certificate") {
+		t.Errorf("moved with a certificate of nobody: %v", err)
+	}
+	p.guest.unharmed(t)
+}
+
+func TestMovesConform(t *testing.T) {
+	p := newPair(t, func(to *rigtest.Libvirtd) Move {
+		return Move{URI: "qemu+tcp://{host}:" + to.TCP + "/system", DataURI: "tcp://{host}", AutoConverge: true, Downtime: 50 * time.Millisecond}
+	})
+	two, from, target, g, here, speed := p.two, p.from, p.target, p.guest, p.here, p.speed
 	drivertest.Moves(t, drivertest.MoveBench{
 		From: from, To: target, Guest: g.id, FromTarget: here, ToTarget: here,
 		Nowhere: fleet.Target{VM: g.id, Host: "nowhere", Address: "127.0.0.2"},

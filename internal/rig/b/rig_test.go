@@ -32,6 +32,9 @@ const guestMiB = 64
 // services are the services of a host beside libvirtd, each with a port of its own.
 var services = []string{"storage", "network", "monitor", "metrics"}
 
+// pki is where a host has its certificate.
+const pki = "/etc/tls"
+
 func port(service string) string { return fmt.Sprint(7101 + slices.Index(services, service)) }
 
 // rig is everything.
@@ -81,7 +84,8 @@ func begin(t *testing.T) *rig {
 	}
 	t.Cleanup(func() { os.RemoveAll(r.common) })
 	dir := t.TempDir()
-	cert, key := certificate(t, dir)
+	authority := rigtest.NewAuthority(t)
+	ca, cert, key := authority.Write(dir, controlAddress)
 	r.bmc = rigtest.StartBMC(t, r.net.control)
 	password := filepath.Join(dir, "password")
 	write(t, password, rigtest.BMCPassword+"\n")
@@ -105,7 +109,7 @@ power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file:
 	}
 	bus := r.serve(config)
 	for i, name := range names {
-		r.hosts[name] = r.boot(name, []string{r.net.one, r.net.two}[i], addresses[i], bus, cert, credentials[name])
+		r.hosts[name] = r.boot(name, []string{r.net.one, r.net.two}[i], addresses[i], bus, ca, credentials[name], authority)
 	}
 	for _, name := range names {
 		r.await(fmt.Sprintf("%s is known and can migrate", name), time.Minute, func() bool {
@@ -118,12 +122,8 @@ power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file:
 }
 
 // boot boots a host.
-func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials string) *drivertest.Booted {
+func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials string, authority *rigtest.Authority) *drivertest.Booted {
 	r.t.Helper()
-	authority, err := os.ReadFile(ca)
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	self, err := os.Executable()
 	if err != nil {
 		r.t.Fatal(err)
@@ -140,6 +140,30 @@ func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials s
 		start = append(start, s+".service")
 		list += fmt.Sprintf("    - {name: %s.service, health: {http: \"http://127.0.0.1:%s/\", timeout: 2s}}\n", s, port(s))
 	}
+	files := map[string]string{
+		"etc/libvirt/libvirtd.conf": rigtest.LibvirtdConf("/share/libvirt", pki, "0.0.0.0", "16514", ""),
+		"etc/libvirt/qemu.conf":     rigtest.QEMUConf(pki),
+		"var/lib/libvirt/.keep":     "",
+		"etc/hosts":                 fmt.Sprintf("127.0.0.1 localhost\n%s one\n%s two\n", addresses[0], addresses[1]),
+		"etc/credentials.json":      credentials,
+		"etc/ca.pem":                string(authority.Cert),
+		"etc/agent.yaml": fmt.Sprintf(`agent:
+  host: %s
+  address: %s
+  fault_domain: rack-%s
+  bus: tls://%s
+  tls: {ca: /etc/ca.pem}
+  credentials: /etc/credentials.json
+  data: /var/lib/tardigrade
+  act: true
+  guests: {libvirt: /share/libvirt/libvirt-sock}
+  migrate: {uri: "qemu+tls://{host}/system?pkipath=%s", data_uri: "tcp://{host}", tls: true, accept: true}
+  units:
+%s`, name, address, name, bus, pki, list),
+	}
+	for file, text := range authority.Libvirt(address) {
+		files[strings.TrimPrefix(pki, "/")+"/"+file] = text
+	}
 	return drivertest.Boot(r.t, drivertest.Host{
 		Units: units, Start: start, Program: self, Namespace: path(namespace), Name: string(name), Binds: map[string]string{"/common": r.common},
 		Prepare: func(share string) error {
@@ -155,27 +179,7 @@ func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials s
 			}
 			return exec.Command("cp", r.program, filepath.Join(share, "tardigrade")).Run()
 		},
-		Files: map[string]string{
-			"etc/libvirt/libvirtd.conf": rigtest.LibvirtdConf("/share/libvirt", "0.0.0.0:16509"),
-			"etc/libvirt/qemu.conf":     rigtest.QEMUConf,
-			"var/lib/libvirt/.keep":     "",
-			"etc/hosts":                 fmt.Sprintf("127.0.0.1 localhost\n%s one\n%s two\n", addresses[0], addresses[1]),
-			"etc/credentials.json":      credentials,
-			"etc/ca.pem":                string(authority),
-			"etc/agent.yaml": fmt.Sprintf(`agent:
-  host: %s
-  address: %s
-  fault_domain: rack-%s
-  bus: tls://%s
-  tls: {ca: /etc/ca.pem}
-  credentials: /etc/credentials.json
-  data: /var/lib/tardigrade
-  act: true
-  guests: {libvirt: /share/libvirt/libvirt-sock}
-  migrate: {uri: "qemu+tcp://{host}/system", data_uri: "tcp://{host}", accept: true}
-  units:
-%s`, name, address, name, bus, list),
-		},
+		Files: files,
 	})
 }
 

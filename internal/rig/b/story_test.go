@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,10 +35,13 @@ type figures struct {
 	// time between two ticks of the guest in one of them, the worst of all.
 	Migrated            int     `json:"migrated"`
 	MigrationDowntimeMS float64 `json:"migration_downtime_ms"`
-	DoubleRunning       int     `json:"double_running"`
-	RootCauseTop1       string  `json:"root_cause_top1"`
-	PowerCycled         bool    `json:"power_cycled"`
-	Seconds             float64 `json:"seconds"`
+	// CancelMS is the time from a person's wish to stop a migration until the guest was
+	// found in one place.
+	CancelMS      float64 `json:"cancel_ms"`
+	DoubleRunning int     `json:"double_running"`
+	RootCauseTop1 string  `json:"root_cause_top1"`
+	PowerCycled   bool    `json:"power_cycled"`
+	Seconds       float64 `json:"seconds"`
 }
 
 func TestRigB(t *testing.T) {
@@ -61,6 +65,7 @@ func TestRigB(t *testing.T) {
 	part("diagnosis", func(r *rig) { r.diagnose(&f) })
 	part("migration there and back", func(r *rig) { r.migrate(&f) })
 	part("the agent dies midway", func(r *rig) { r.agentDies(&f) })
+	part("a person cancels it midway", func(r *rig) { r.cancelled(&f) })
 	part("the target dies midway", func(r *rig) { r.targetDies(&f) })
 	f.DoubleRunning += r.guest.Account().Repeats
 	f.Seconds = time.Since(began).Round(100 * time.Millisecond).Seconds()
@@ -381,9 +386,28 @@ func (r *rig) agentDies(f *figures) {
 	r.move(f, "two", "one")
 }
 
+// cancelled has a person stop a migration in the middle.
+func (r *rig) cancelled(f *figures) {
+	r.uncordon("two")
+	id := r.slowly()
+	begin := time.Now()
+	cmd := exec.Command("nsenter", "--net="+path(r.net.control), r.program, "execution", "cancel", id, "--server", r.url)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), `"cancelled_by"`) {
+		r.t.Fatalf("cancel: %v: %s", err, out)
+	}
+	e := r.follow(id)
+	if e.State != fleet.ExecutionCancelled || !strings.Contains(e.Outcome, "0 VMs moved, 1 stayed") || len(e.GuestsAfter) != 1 || e.GuestsAfter[0].Host != "" {
+		r.t.Fatalf("the migration that was cancelled: %+v", e)
+	}
+	f.CancelMS = time.Since(begin).Seconds() * 1e3
+	r.at("one")
+	if h, ok := r.host("two"); !ok || len(h.VMs) != 0 || h.Cordon != nil {
+		r.t.Errorf("the target: %+v", h)
+	}
+}
+
 // targetDies takes the power from the target in the middle of a migration.
 func (r *rig) targetDies(f *figures) {
-	r.uncordon("two")
 	id := r.slowly()
 	r.hosts["two"].PowerOff()
 	e := r.follow(id)
