@@ -79,60 +79,32 @@ func TestARecycleIsCancelledAfterTheServiceThatItIsAt(t *testing.T) {
 // The agent dies at every one of its writes around a cancelled recycle: what had begun
 // is finished once, the rest is left alone, and it ends.
 func TestCancelledRecycleCrashAtEveryWrite(t *testing.T) {
-	for _, before := range []bool{true, false} {
-		points := 0
-		for k := 1; ; k++ {
-			over := false
-			synctest.Test(t, func(t *testing.T) {
-				b := newBench(t)
-				c := &crash{k: k, before: before, happen: make(chan struct{})}
-				cmd := b.command("c1", 1)
-				cfg := b.mortal(c)
-				var r *Runner
-				cfg.Services = hooked{cfg.Services, func(string) { r.Handle(t.Context(), cancelled(cmd)) }}
-				r, err := New(cfg)
-				if err != nil && !c.dead {
-					t.Fatal(err)
-				}
-				if err == nil {
-					ctx, cancel := context.WithCancel(t.Context())
-					done := make(chan error, 1)
-					go func() { done <- r.Run(ctx) }()
-					r.Handle(ctx, cmd)
-					select {
-					case <-c.happen:
-					case <-time.After(5 * time.Second):
-						over = true
-					}
-					cancel()
-					<-done
-					r.Close()
-				}
-				time.Sleep(time.Second)
-				rep := b.once(b.config(), cancelled(cmd))
-				if rep.Result != fleet.ResultCancelled || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) > 0 {
-					t.Errorf("crash at write %d (before it: %v): %s: %s", k, before, rep.Result, rep.Detail)
-				}
-				begun := 0
-				for _, rep := range b.got["c1"] {
-					if rep.Step != nil && rep.Step.Name == stepRestart("a.service") {
-						begun = 1
-					}
-				}
-				if b.sim.Restarts("a.service") != begun || b.sim.Restarts("b.service") != 0 {
-					t.Errorf("crash at write %d (before it: %v): %d and %d restarts", k, before, b.sim.Restarts("a.service"), b.sim.Restarts("b.service"))
-				}
-			})
-			if over || t.Failed() {
-				break
+	everyWrite(t, 8, func(t *testing.T, c *crash) bool {
+		b := newBench(t)
+		cmd := b.command("c1", 1)
+		cfg := b.mortal(c)
+		var r *Runner
+		cfg.Services = hooked{cfg.Services, func(string) { r.Handle(t.Context(), cancelled(cmd)) }}
+		over := b.until(c, cfg, func(ctx context.Context, running *Runner) {
+			r = running
+			r.Handle(ctx, cmd)
+		})
+		time.Sleep(time.Second)
+		rep := b.once(b.config(), cancelled(cmd))
+		if rep.Result != fleet.ResultCancelled || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) > 0 {
+			t.Errorf("%s: %s", rep.Result, rep.Detail)
+		}
+		begun := 0
+		for _, rep := range b.got["c1"] {
+			if rep.Step != nil && rep.Step.Name == stepRestart("a.service") {
+				begun = 1
 			}
-			points++
 		}
-		if points < 8 {
-			t.Errorf("only %d crash points", points)
+		if b.sim.Restarts("a.service") != begun || b.sim.Restarts("b.service") != 0 {
+			t.Errorf("%d and %d restarts", b.sim.Restarts("a.service"), b.sim.Restarts("b.service"))
 		}
-		t.Logf("before the write %v: %d crash points", before, points)
-	}
+		return over
+	})
 }
 
 // slowMigration is one whose VMs take a second each, one after the other.
@@ -191,59 +163,30 @@ func TestAMigrationIsCancelled(t *testing.T) {
 // The agent dies at every one of its writes around a cancelled migration: each VM is in
 // one place, and the second has not left.
 func TestCancelledMigrationCrashAtEveryWrite(t *testing.T) {
-	for _, before := range []bool{true, false} {
-		points := 0
-		for k := 1; ; k++ {
-			over := false
-			synctest.Test(t, func(t *testing.T) {
-				m, cfg := slowMigration(t, 0)
-				c := &crash{k: k, before: before, happen: make(chan struct{})}
-				cmd := m.command("c1", 1)
-				mortal := m.mortal(c)
-				mortal.Mover = mortalMover{m.sim, c, map[string]int{}}
-				r, err := New(mortal)
-				if err != nil && !c.dead {
-					t.Fatal(err)
+	everyWrite(t, 8, func(t *testing.T, c *crash) bool {
+		m, cfg := slowMigration(t, 0)
+		cmd := m.command("c1", 1)
+		mortal := m.mortal(c)
+		mortal.Mover = mortalMover{m.sim, c, map[string]int{}}
+		over := m.until(c, mortal, func(ctx context.Context, r *Runner) {
+			r.Handle(ctx, cmd)
+			go func() {
+				if sleep(ctx, 500*ms) {
+					r.Handle(ctx, cancelled(cmd))
 				}
-				if err == nil {
-					ctx, cancel := context.WithCancel(t.Context())
-					done := make(chan error, 1)
-					go func() { done <- r.Run(ctx) }()
-					r.Handle(ctx, cmd)
-					go func() {
-						if sleep(ctx, 500*ms) {
-							r.Handle(ctx, cancelled(cmd))
-						}
-					}()
-					select {
-					case <-c.happen:
-					case <-time.After(20 * time.Second):
-						over = true
-					}
-					cancel()
-					<-done
-					r.Close()
-				}
-				rep := m.once(cfg, cancelled(cmd))
-				if rep.Result != fleet.ResultCancelled || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) > 0 {
-					t.Errorf("crash at write %d (before it: %v): %s: %s", k, before, rep.Result, rep.Detail)
-				}
-				for _, vm := range []string{"vm1", "vm2", "vm3"} {
-					if here, there := m.places(vm); here != "running" || there != "" {
-						t.Errorf("crash at write %d (before it: %v): %s is %q here and %q there", k, before, vm, here, there)
-					}
-				}
-			})
-			if over || t.Failed() {
-				break
+			}()
+		})
+		rep := m.once(cfg, cancelled(cmd))
+		if rep.Result != fleet.ResultCancelled || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) > 0 {
+			t.Errorf("%s: %s", rep.Result, rep.Detail)
+		}
+		for _, vm := range []string{"vm1", "vm2", "vm3"} {
+			if here, there := m.places(vm); here != "running" || there != "" {
+				t.Errorf("%s is %q here and %q there", vm, here, there)
 			}
-			points++
 		}
-		if points < 8 {
-			t.Errorf("only %d crash points", points)
-		}
-		t.Logf("before the write %v: %d crash points", before, points)
-	}
+		return over
+	})
 }
 
 func TestAResetIsCancelledUntilAVMIsFrozen(t *testing.T) {

@@ -216,65 +216,85 @@ func (b *bench) mortal(c *crash) Config {
 	return cfg
 }
 
+// everyWrite calls point for a crash at the first write, the second, and so on, before and
+// after each, until point says that there is no such write.
+func everyWrite(t *testing.T, least int, point func(t *testing.T, c *crash) (over bool)) {
+	t.Helper()
+	for _, before := range []bool{true, false} {
+		points := 0
+		for k := 1; ; k++ {
+			over := false
+			synctest.Test(t, func(t *testing.T) {
+				over = point(t, &crash{k: k, before: before, happen: make(chan struct{})})
+			})
+			if t.Failed() {
+				t.Fatalf("a crash at write %d (before it: %v)", k, before)
+			}
+			if over {
+				break
+			}
+			points++
+		}
+		if points < least {
+			t.Errorf("only %d crash points", points)
+		}
+		t.Logf("before the write %v: %d crash points", before, points)
+	}
+}
+
+// until runs an agent, which do gives its commands, to its crash, or for a while without
+// one: then it is over.
+func (b *bench) until(c *crash, cfg Config, do func(ctx context.Context, r *Runner)) (over bool) {
+	b.t.Helper()
+	r, err := New(cfg)
+	if err != nil {
+		if !c.isDead() {
+			b.t.Fatal(err)
+		}
+		return false
+	}
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	do(ctx, r)
+	select {
+	case <-c.happen:
+	case <-time.After(20 * time.Second):
+		over = true
+	}
+	cancel()
+	<-done
+	r.Close()
+	return over
+}
+
 // The agent dies at every one of its writes, comes back and finishes: every service
 // is restarted exactly once, no VM is lost, and the command has one result.
 func TestCrashAtEveryWrite(t *testing.T) {
-	for _, phase := range []fleet.Phase{fleet.PhaseRecycle, fleet.PhaseDiagnose} {
-		for _, before := range []bool{true, false} {
-			points := 0
-			for k := 1; ; k++ {
-				over := false
-				synctest.Test(t, func(t *testing.T) {
-					b := newBench(t)
-					c := &crash{k: k, before: before, happen: make(chan struct{})}
-					cmd := b.command("c1", 1)
-					cmd.Phase = phase
-					r, err := New(b.mortal(c))
-					if err != nil && !c.dead {
-						t.Fatal(err)
+	for phase, least := range map[fleet.Phase]int{fleet.PhaseRecycle: 10, fleet.PhaseDiagnose: 4} {
+		everyWrite(t, least, func(t *testing.T, c *crash) bool {
+			b := newBench(t)
+			cmd := b.command("c1", 1)
+			cmd.Phase = phase
+			over := b.until(c, b.mortal(c), func(ctx context.Context, r *Runner) { r.Handle(ctx, cmd) })
+			time.Sleep(time.Second)
+			// The bus delivers what was not acknowledged, or is not sure of.
+			rep := b.once(b.config(), cmd)
+			if rep.Result != fleet.ResultSucceeded {
+				t.Errorf("%s: %s", rep.Result, rep.Detail)
+			}
+			if phase == fleet.PhaseRecycle {
+				for _, u := range b.sim.Names() {
+					if n := b.sim.Restarts(u); n != 1 {
+						t.Errorf("%s was restarted %d times", u, n)
 					}
-					if err == nil {
-						ctx, cancel := context.WithCancel(t.Context())
-						done := make(chan error, 1)
-						go func() { done <- r.Run(ctx) }()
-						r.Handle(ctx, cmd)
-						select {
-						case <-c.happen:
-						case <-time.After(5 * time.Second):
-							over = true // there is no k-th write
-						}
-						cancel()
-						<-done
-						r.Close()
-					}
-					time.Sleep(time.Second)
-					// The bus delivers what was not acknowledged, or is not sure of.
-					b.once(b.config(), cmd)
-					rep, _ := b.final("c1")
-					if rep.Result != fleet.ResultSucceeded {
-						t.Errorf("crash at write %d (before it: %v): %s: %s", k, before, rep.Result, rep.Detail)
-					}
-					if phase == fleet.PhaseRecycle {
-						for _, u := range b.sim.Names() {
-							if n := b.sim.Restarts(u); n != 1 {
-								t.Errorf("crash at write %d (before it: %v): %s was restarted %d times", k, before, u, n)
-							}
-						}
-						if lost := driver.Lost(rep.GuestsBefore, rep.GuestsAfter); len(lost) > 0 || len(rep.GuestsAfter) != 2 {
-							t.Errorf("crash at write %d: %v", k, lost)
-						}
-					}
-				})
-				if over || t.Failed() {
-					break
 				}
-				points++
+				if lost := driver.Lost(rep.GuestsBefore, rep.GuestsAfter); len(lost) > 0 || len(rep.GuestsAfter) != 2 {
+					t.Errorf("%v", lost)
+				}
 			}
-			if least := map[fleet.Phase]int{fleet.PhaseRecycle: 10, fleet.PhaseDiagnose: 4}[phase]; points < least {
-				t.Errorf("%s: only %d crash points", phase, points)
-			}
-			t.Logf("%s, before the write %v: %d crash points", phase, before, points)
-		}
+			return over
+		})
 	}
 }
 

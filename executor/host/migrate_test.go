@@ -147,61 +147,29 @@ func (m mortalMover) Move(ctx context.Context, vm string, to fleet.Target, progr
 // The agent dies at every one of its writes and comes back: every VM is moved, and
 // none is moved that was there already.
 func TestMigrationCrashAtEveryWrite(t *testing.T) {
-	for _, before := range []bool{true, false} {
-		points := 0
-		for k := 1; ; k++ {
-			over := false
-			synctest.Test(t, func(t *testing.T) {
-				m := newMigration(t)
-				c := &crash{k: k, before: before, happen: make(chan struct{})}
-				cmd := m.command("c1", 1)
-				cfg := m.mortal(c)
-				mover := mortalMover{m.sim, c, map[string]int{}}
-				cfg.Mover, cfg.ParallelMoves = mover, 2
-				r, err := New(cfg)
-				if err != nil && !c.dead {
-					t.Fatal(err)
-				}
-				if err == nil {
-					ctx, cancel := context.WithCancel(t.Context())
-					done := make(chan error, 1)
-					go func() { done <- r.Run(ctx) }()
-					r.Handle(ctx, cmd)
-					select {
-					case <-c.happen:
-					case <-time.After(10 * time.Second):
-						over = true
-					}
-					cancel()
-					<-done
-					r.Close()
-				}
-				// The agent is back at once, while moves go on.
-				cfg = m.config()
-				mover.c = immortal()
-				cfg.Mover = mover
-				m.once(cfg, cmd)
-				rep, _ := m.final("c1")
-				if rep.Result != fleet.ResultSucceeded || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) != 0 {
-					t.Errorf("crash at write %d (before it: %v): %s: %s", k, before, rep.Result, rep.Detail)
-				}
-				for _, vm := range []string{"vm1", "vm2", "vm3"} {
-					here, there := m.places(vm)
-					if here != "" || there == "" || mover.moves[vm] != 1 {
-						t.Errorf("crash at write %d (before it: %v): %s is %q here and %q there after %d moves", k, before, vm, here, there, mover.moves[vm])
-					}
-				}
-			})
-			if over || t.Failed() {
-				break
+	everyWrite(t, 10, func(t *testing.T, c *crash) bool {
+		m := newMigration(t)
+		cmd := m.command("c1", 1)
+		cfg := m.mortal(c)
+		mover := mortalMover{m.sim, c, map[string]int{}}
+		cfg.Mover, cfg.ParallelMoves = mover, 2
+		over := m.until(c, cfg, func(ctx context.Context, r *Runner) { r.Handle(ctx, cmd) })
+		// The agent is back at once, while moves go on.
+		cfg = m.config()
+		mover.c = immortal()
+		cfg.Mover = mover
+		rep := m.once(cfg, cmd)
+		if rep.Result != fleet.ResultSucceeded || len(driver.Lost(rep.GuestsBefore, rep.GuestsAfter)) != 0 {
+			t.Errorf("%s: %s", rep.Result, rep.Detail)
+		}
+		for _, vm := range []string{"vm1", "vm2", "vm3"} {
+			here, there := m.places(vm)
+			if here != "" || there == "" || mover.moves[vm] != 1 {
+				t.Errorf("%s is %q here and %q there after %d moves", vm, here, there, mover.moves[vm])
 			}
-			points++
 		}
-		if points < 10 {
-			t.Errorf("only %d crash points", points)
-		}
-		t.Logf("before the write %v: %d crash points", before, points)
-	}
+		return over
+	})
 }
 
 func TestMigrationToAHostThatDies(t *testing.T) {

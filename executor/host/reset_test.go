@@ -216,6 +216,8 @@ func (w *world) restart() {
 
 // resetConfig is a runner's in the world, which dies as c says.
 func (b *bench) resetConfig(w *world, kexec bool, c *crash) Config {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.c = c
 	cfg := b.mortal(c)
 	cfg.Guests, cfg.VMs, cfg.Boot = w, w, w.bootID()
@@ -391,7 +393,9 @@ func TestResumeAloneFinishesResetsOnly(t *testing.T) {
 		go r.Run(ctx)
 		r.Handle(ctx, b.resetCommand("c1", 1))
 		<-c.happen // the host ends
-		time.Sleep(time.Second)
+		for w.underway() {
+			time.Sleep(100 * ms)
+		}
 		cancel()
 		r.Close()
 		b.away = true

@@ -484,10 +484,12 @@ func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 	}
 	if crashed {
 		got.CrashPoints = 1
-		l.serving = l.start("serve")
-		if s.again != nil {
-			s.again()
-		}
+	} else {
+		l.serving.kill() // it still counts its writes
+	}
+	l.serving = l.start("serve")
+	if crashed && s.again != nil {
+		s.again()
 	}
 	var bad []string
 	if !await(40*time.Second, s.over) {
@@ -510,9 +512,7 @@ func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 		l.t.Errorf("%s: %s", kill, strings.Join(bad, "; "))
 		return true, got
 	}
-	if crashed {
-		got.Recovered++
-	}
+	got.Recovered = got.CrashPoints
 	return crashed, got
 }
 

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -14,8 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -36,8 +33,8 @@ var services = []string{"storage", "network", "monitor"}
 
 // story is what the tests below share.
 type story struct {
+	*rigtest.Plane
 	t      *testing.T
-	url    string
 	influx *influxtest.Server
 	host   *drivertest.Booted
 	guest  *rigtest.Watch
@@ -179,7 +176,7 @@ func (s *story) handedOver(service string) {
 	if e.State != fleet.ExecutionHandedOver || e.Bundle == "" || !strings.Contains(e.Outcome, service+".service") {
 		s.t.Fatalf("executed: %+v", e)
 	}
-	resp, err := http.Get(s.url + "/api/v1/executions/" + e.ID + "/bundle")
+	resp, err := http.Get(s.URL + "/api/v1/executions/" + e.ID + "/bundle")
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -200,7 +197,7 @@ func (s *story) handedOver(service string) {
 			Evidence []struct{ Text string }
 		}
 	}
-	if !s.read("/api/v1/executions/"+e.ID+"/root-cause", &cause) || len(cause.Suspects) == 0 || len(cause.Suspects[0].Evidence) == 0 {
+	if !s.Read("/api/v1/executions/"+e.ID+"/root-cause", &cause) || len(cause.Suspects) == 0 || len(cause.Suspects[0].Evidence) == 0 {
 		s.t.Errorf("the root cause: %+v", cause)
 	}
 	list := exec.Command("tar", "--zstd", "-xO", "--wildcards", "*"+service+".service*")
@@ -220,7 +217,7 @@ func (s *story) inject(service, fault string) {
 
 // begin starts everything.
 func begin(t *testing.T) *story {
-	program := build(t)
+	program := rigtest.Build(t, "../..")
 	s := &story{t: t, influx: influxtest.StartWithAuth(t)}
 	data := t.TempDir()
 	config := filepath.Join(data, "serve.yaml")
@@ -236,7 +233,7 @@ policy: {cooldown: 1s}
 	if err != nil {
 		t.Fatalf("enroll: %v", err)
 	}
-	bus := s.serve(program, config)
+	s.serve(program, config)
 
 	units := map[string]string{
 		"tardigrade-agent.service": "[Service]\nExecStart=/share/tardigrade agent --config /etc/agent.yaml --log-json\nStandardError=file:/share/agent.log\n",
@@ -291,7 +288,7 @@ policy: {cooldown: 1s}
 		"etc/credentials.json": string(credentials),
 		"etc/agent.yaml": `agent:
   host: ` + hostName + `
-  bus: nats://` + bus + `
+  bus: nats://` + s.Bus + `
   credentials: /etc/credentials.json
   data: /var/lib/tardigrade
   act: true
@@ -303,17 +300,6 @@ policy: {cooldown: 1s}
 }
 
 // build builds the program.
-func build(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "tardigrade")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e", "-o", path, "../..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	return path
-}
-
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -321,68 +307,13 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// serve starts the control plane and returns the address of its bus.
-func (s *story) serve(program, config string) (bus string) {
+// serve starts the control plane.
+func (s *story) serve(program, config string) {
 	s.t.Helper()
-	cmd := exec.Command(program, "serve", "--config", config, "--log-json")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	started := time.Now()
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var log bytes.Buffer
-	ready := make(chan [2]string, 1)
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		lines := bufio.NewScanner(stderr)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			mu.Lock()
-			log.Write(append(lines.Bytes(), '\n'))
-			mu.Unlock()
-			var said struct{ Msg, URL, Bus string }
-			if json.Unmarshal(lines.Bytes(), &said) == nil && said.Msg == "serving" {
-				ready <- [2]string{said.URL, said.Bus}
-			}
-		}
-	}()
-	s.t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-drained
-		if err := cmd.Wait(); err != nil {
-			s.t.Errorf("serve did not end well: %v", err)
-		}
-		if s.t.Failed() {
-			mu.Lock()
-			defer mu.Unlock()
-			s.t.Logf("the control plane said:\n%s", log.Bytes()[max(0, log.Len()-6000):])
-		}
-	})
-	select {
-	case at := <-ready:
-		s.url = at[0]
-		bus = at[1]
-	case <-drained:
-		s.t.Fatalf("serve ended: %s", log.String())
-	case <-time.After(30 * time.Second):
-		s.t.Fatal("serve did not begin within 30 s")
-	}
-	s.await("serve is ready", 20*time.Second, func() bool {
-		resp, err := http.Get(s.url + "/readyz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
+	s.Plane = rigtest.Serve(s.t, nil, program, "serve", "--config", config)
+	s.await("serve is ready", 20*time.Second, func() bool { return s.Read("/readyz", nil) })
 	s.t.Logf("serve was ready %v after its start", time.Since(started))
-	return bus
 }
 
 // await polls for a state of the world outside this process.
@@ -407,24 +338,9 @@ func (s *story) share() string {
 	return s.host.Share
 }
 
-func (s *story) read(path string, into any) bool {
-	resp, err := http.Get(s.url + path)
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode == http.StatusOK && json.NewDecoder(resp.Body).Decode(into) == nil
-}
-
 func (s *story) post(path, body string) (int, string) {
 	s.t.Helper()
-	resp, err := http.Post(s.url+path, "application/json", strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text)
+	return s.Ask(http.MethodPost, path, body, nil)
 }
 
 type view struct {
@@ -434,12 +350,12 @@ type view struct {
 
 func (s *story) view() (view, bool) {
 	var v view
-	return v, s.read("/api/v1/hosts/"+hostName, &v)
+	return v, s.Read("/api/v1/hosts/"+hostName, &v)
 }
 
 func (s *story) recommendations() []fleet.Recommendation {
 	var all struct{ Recommendations []fleet.Recommendation }
-	s.read("/api/v1/recommendations", &all)
+	s.Read("/api/v1/recommendations", &all)
 	return all.Recommendations
 }
 
@@ -472,7 +388,7 @@ func (s *story) ended(recommendation string) (e fleet.Execution) {
 	s.t.Helper()
 	s.await("the execution has ended", 90*time.Second, func() bool {
 		var all struct{ Executions []fleet.Execution }
-		s.read("/api/v1/executions", &all)
+		s.Read("/api/v1/executions", &all)
 		for _, x := range all.Executions {
 			if x.Recommendation == recommendation && x.State.Final() {
 				e = x

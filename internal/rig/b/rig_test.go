@@ -1,12 +1,9 @@
 package b
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -14,8 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -39,28 +34,16 @@ func port(service string) string { return fmt.Sprint(7101 + slices.Index(service
 
 // rig is everything.
 type rig struct {
+	*rigtest.Plane
 	t       *testing.T
 	net     network
 	program string
 	client  *http.Client
-	url     string
 	common  string // a directory that both hosts have as /common
 	hosts   map[fleet.HostID]*drivertest.Booted
 	guest   *rigtest.Watch
 	vm      string       // the guest's ID
 	bmc     *rigtest.BMC // host one's
-}
-
-// build builds the program.
-func build(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "tardigrade")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=rig", "-o", path, "../../..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	return path
 }
 
 func write(t *testing.T, path, text string) {
@@ -76,7 +59,7 @@ var names = []fleet.HostID{"one", "two"}
 // begin starts the control plane, both hosts, and a guest on the first.
 func begin(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, net: newNetwork(t), program: build(t), hosts: map[fleet.HostID]*drivertest.Booted{}}
+	r := &rig{t: t, net: newNetwork(t), program: rigtest.Build(t, "../../.."), hosts: map[fleet.HostID]*drivertest.Booted{}}
 	r.client = &http.Client{Transport: &http.Transport{DialContext: dialer(r.net.control), DisableKeepAlives: true}, Timeout: 30 * time.Second}
 	var err error
 	if r.common, err = os.MkdirTemp("", "common"); err != nil { // short enough for sockets
@@ -107,9 +90,9 @@ power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file:
 		}
 		credentials[name] = string(out)
 	}
-	bus := r.serve(config)
+	r.Plane = rigtest.Serve(t, r.client, "nsenter", "--net="+path(r.net.control), r.program, "serve", "--config", config)
 	for i, name := range names {
-		r.hosts[name] = r.boot(name, []string{r.net.one, r.net.two}[i], addresses[i], bus, ca, credentials[name], authority)
+		r.hosts[name] = r.boot(name, []string{r.net.one, r.net.two}[i], addresses[i], ca, credentials[name], authority)
 	}
 	for _, name := range names {
 		r.await(fmt.Sprintf("%s is known and can migrate", name), time.Minute, func() bool {
@@ -122,7 +105,7 @@ power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file:
 }
 
 // boot boots a host.
-func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials string, authority *rigtest.Authority) *drivertest.Booted {
+func (r *rig) boot(name fleet.HostID, namespace, address, ca, credentials string, authority *rigtest.Authority) *drivertest.Booted {
 	r.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -159,7 +142,7 @@ func (r *rig) boot(name fleet.HostID, namespace, address, bus, ca, credentials s
   guests: {libvirt: /share/libvirt/libvirt-sock}
   migrate: {uri: "qemu+tls://{host}/system?pkipath=%s", data_uri: "tcp://{host}", tls: true, accept: true}
   units:
-%s`, name, address, name, bus, pki, list),
+%s`, name, address, name, r.Bus, pki, list),
 	}
 	for file, text := range authority.Libvirt(address) {
 		files[strings.TrimPrefix(pki, "/")+"/"+file] = text
@@ -237,59 +220,6 @@ func (r *rig) ticks(n uint32) {
 	}
 }
 
-// serve starts the control plane and returns the address of its bus.
-func (r *rig) serve(config string) (bus string) {
-	r.t.Helper()
-	cmd := exec.Command("nsenter", "--net="+path(r.net.control), r.program, "serve", "--config", config, "--log-json")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var log bytes.Buffer
-	ready := make(chan [2]string, 1)
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		lines := bufio.NewScanner(stderr)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			mu.Lock()
-			log.Write(append(lines.Bytes(), '\n'))
-			mu.Unlock()
-			var said struct{ Msg, URL, Bus string }
-			if json.Unmarshal(lines.Bytes(), &said) == nil && said.Msg == "serving" {
-				ready <- [2]string{said.URL, said.Bus}
-			}
-		}
-	}()
-	r.t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-drained
-		if err := cmd.Wait(); err != nil {
-			r.t.Errorf("serve did not end well: %v", err)
-		}
-		if r.t.Failed() {
-			mu.Lock()
-			defer mu.Unlock()
-			r.t.Logf("the control plane said:\n%s", log.Bytes()[max(0, log.Len()-8000):])
-		}
-	})
-	select {
-	case at := <-ready:
-		r.url, bus = at[0], at[1]
-	case <-drained:
-		r.t.Fatalf("serve ended: %s", log.String())
-	case <-time.After(30 * time.Second):
-		r.t.Fatal("serve did not begin within 30 s")
-	}
-	return bus
-}
-
 // await polls for a state of the world outside this process.
 func (r *rig) await(what string, limit time.Duration, ok func() bool) {
 	r.t.Helper()
@@ -307,35 +237,6 @@ func (r *rig) await(what string, limit time.Duration, ok func() bool) {
 	}
 }
 
-// ask calls the control plane's API.
-func (r *rig) ask(method, path, body string, into any) (int, string) {
-	r.t.Helper()
-	var in io.Reader
-	if body != "" {
-		in = strings.NewReader(body)
-	}
-	req, err := http.NewRequestWithContext(r.t.Context(), method, r.url+path, in)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := r.client.Do(req)
-	if err != nil {
-		return 0, err.Error()
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && into != nil && resp.StatusCode < 300 {
-		err = json.Unmarshal(text, into)
-	}
-	if err != nil {
-		return 0, err.Error()
-	}
-	return resp.StatusCode, string(text)
-}
-
 type view struct {
 	fleet.Host
 	Prediction *fleet.Prediction `json:"prediction"`
@@ -343,7 +244,7 @@ type view struct {
 }
 
 func (r *rig) host(name fleet.HostID) (v view, ok bool) {
-	code, _ := r.ask("GET", "/api/v1/hosts/"+string(name), "", &v)
+	code, _ := r.Ask("GET", "/api/v1/hosts/"+string(name), "", &v)
 	return v, code == http.StatusOK
 }
 
@@ -351,7 +252,7 @@ func (r *rig) host(name fleet.HostID) (v view, ok bool) {
 func (r *rig) execute(host fleet.HostID, action fleet.Action) string {
 	r.t.Helper()
 	var e fleet.Execution
-	code, text := r.ask("POST", "/api/v1/executions", fmt.Sprintf(`{"host":%q,"action":%q,"reason":"rig B"}`, host, action), &e)
+	code, text := r.Ask("POST", "/api/v1/executions", fmt.Sprintf(`{"host":%q,"action":%q,"reason":"rig B"}`, host, action), &e)
 	if code >= 300 || e.ID == "" {
 		r.t.Fatalf("%s on %s: %d %s", action, host, code, text)
 	}
@@ -361,7 +262,7 @@ func (r *rig) execute(host fleet.HostID, action fleet.Action) string {
 func (r *rig) follow(id string) (e fleet.Execution) {
 	r.t.Helper()
 	r.await("execution "+id+" has ended", 3*time.Minute, func() bool {
-		code, _ := r.ask("GET", "/api/v1/executions/"+id, "", &e)
+		code, _ := r.Ask("GET", "/api/v1/executions/"+id, "", &e)
 		return code == http.StatusOK && e.State.Final()
 	})
 	return e
@@ -374,7 +275,7 @@ func (r *rig) uncordon(host fleet.HostID) {
 		h, ok := r.host(host)
 		return ok && h.Cordon != nil
 	})
-	if code, text := r.ask("DELETE", "/api/v1/hosts/"+string(host)+"/cordon", "", nil); code != http.StatusOK {
+	if code, text := r.Ask("DELETE", "/api/v1/hosts/"+string(host)+"/cordon", "", nil); code != http.StatusOK {
 		r.t.Fatalf("uncordon %s: %d %s", host, code, text)
 	}
 }

@@ -217,7 +217,7 @@ func (r *rig) diagnose(f *figures) {
 // rootCause reads the suspects from the bundle of an execution.
 func (r *rig) rootCause(id string) []suspect {
 	r.t.Helper()
-	resp, err := r.client.Get(r.url + "/api/v1/executions/" + id + "/bundle")
+	resp, err := r.client.Get(r.URL + "/api/v1/executions/" + id + "/bundle")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -391,7 +391,7 @@ func (r *rig) cancelled(f *figures) {
 	r.uncordon("two")
 	id := r.slowly()
 	begin := time.Now()
-	cmd := exec.Command("nsenter", "--net="+path(r.net.control), r.program, "execution", "cancel", id, "--server", r.url)
+	cmd := exec.Command("nsenter", "--net="+path(r.net.control), r.program, "execution", "cancel", id, "--server", r.URL)
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), `"cancelled_by"`) {
 		r.t.Fatalf("cancel: %v: %s", err, out)
 	}

@@ -1,11 +1,9 @@
 package c
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -14,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -115,10 +112,10 @@ func (i *inbox) account() rigtest.Account {
 
 func TestKexec(t *testing.T) {
 	began := time.Now()
-	program := build(t)
+	program := rigtest.Build(t, root)
 	dir := t.TempDir()
-	p := serve(t, program, dir)
-	credentials, err := exec.Command(program, "agent", "enroll", hostName, "--config", p.config).Output()
+	p, config := serve(t, program, dir)
+	credentials, err := exec.Command(program, "agent", "enroll", hostName, "--config", config).Output()
 	if err != nil {
 		t.Fatalf("enroll: %v", err)
 	}
@@ -131,7 +128,7 @@ func TestKexec(t *testing.T) {
   act: true
   guests: {qmp_dir: /run/guests}
   reset: {enabled: true, mode: kexec, vm_timeout: 2m}
-`, hostName, p.bus[strings.LastIndexByte(p.bus, ':')+1:])
+`, hostName, p.Bus[strings.LastIndexByte(p.Bus, ':')+1:])
 	local := filepath.Join(dir, "agent.yaml")
 	if err := os.WriteFile(local, []byte(agentConfig), 0o600); err != nil {
 		t.Fatal(err)
@@ -203,7 +200,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 	})
 	await("the host is known, with its guests, and can be reset", 2*time.Minute, func() bool {
 		var h fleet.Host
-		return p.read("/api/v1/hosts/"+hostName, &h) && slices.Contains(h.Actions, fleet.ActionPreservingReset) && len(h.VMs) == guests &&
+		return p.Read("/api/v1/hosts/"+hostName, &h) && slices.Contains(h.Actions, fleet.ActionPreservingReset) && len(h.VMs) == guests &&
 			!slices.ContainsFunc(h.VMs, func(v fleet.VM) bool { return v.State != "running" })
 	})
 	var before []uint32
@@ -212,12 +209,12 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 	}
 	var e fleet.Execution
 	for tries := 1; ; tries++ {
-		code, text := p.post("/api/v1/executions", fmt.Sprintf(`{"host": %q, "action": "preserving-reset", "reason": "rig C"}`, hostName))
+		code, text := p.Ask("POST", "/api/v1/executions", fmt.Sprintf(`{"host": %q, "action": "preserving-reset", "reason": "rig C"}`, hostName), nil)
 		if code != http.StatusAccepted || json.Unmarshal([]byte(text), &e) != nil {
 			t.Fatalf("ask for the reset: %d %s", code, text)
 		}
 		await("the execution is over", 5*time.Minute, func() bool {
-			return p.read("/api/v1/executions/"+e.ID, &e) && e.State.Final()
+			return p.Read("/api/v1/executions/"+e.ID, &e) && e.State.Final()
 		})
 		// A host that is too slow to begin within 15 seconds has done nothing.
 		if e.State != fleet.ExecutionCancelled || tries == 3 {
@@ -267,89 +264,13 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 	fmt.Println(string(line))
 }
 
-func build(t *testing.T) string {
+// serve starts a control plane.
+func serve(t *testing.T, program, dir string) (plane *rigtest.Plane, config string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "tardigrade")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=rig", "-o", path, root)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	return path
-}
-
-// plane is a control plane.
-type plane struct {
-	t                *testing.T
-	config, url, bus string
-}
-
-func serve(t *testing.T, program, dir string) *plane {
-	t.Helper()
-	p := &plane{t: t, config: filepath.Join(dir, "serve.yaml")}
+	config = filepath.Join(dir, "serve.yaml")
 	text := fmt.Sprintf("data: %s\napi: {listen: \"127.0.0.1:0\"}\nbus: {listen: \"127.0.0.1:0\"}\nagent: {disabled: true}\n", filepath.Join(dir, "serve"))
-	if err := os.WriteFile(p.config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "serve", "--config", p.config, "--log-json")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	log := &console{}
-	ready, drained := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(drained)
-		lines := bufio.NewScanner(stderr)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			log.Write(append(lines.Bytes(), '\n'))
-			var said struct{ Msg, URL, Bus string }
-			if json.Unmarshal(lines.Bytes(), &said) == nil && said.Msg == "serving" {
-				p.url, p.bus = said.URL, said.Bus
-				close(ready)
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-drained
-		cmd.Wait()
-		if t.Failed() {
-			text := log.String()
-			t.Logf("the control plane said:\n%s", text[max(0, len(text)-4000):])
-		}
-	})
-	select {
-	case <-ready:
-	case <-drained:
-		t.Fatalf("serve ended: %s", log)
-	case <-time.After(time.Minute):
-		t.Fatal("serve did not begin within a minute")
-	}
-	return p
-}
-
-func (p *plane) read(path string, into any) bool {
-	resp, err := http.Get(p.url + path)
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode == http.StatusOK && json.NewDecoder(resp.Body).Decode(into) == nil
-}
-
-func (p *plane) post(path, body string) (int, string) {
-	p.t.Helper()
-	resp, err := http.Post(p.url+path, "application/json", strings.NewReader(body))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text)
+	return rigtest.Serve(t, nil, program, "serve", "--config", config), config
 }
