@@ -49,7 +49,7 @@ func (r *Runner) migrate(ctx, limited context.Context, j *job) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if why := immovable(guests, err, j.command, r.cfg.Host); why != "" {
+		if why := immovable(guests, err, j.command.Targets, r.cfg.Host); why != "" {
 			return r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: "nothing was moved: " + why}, "")
 		}
 		if over, err := r.countBefore(ctx, limited, j); over || err != nil {
@@ -72,7 +72,7 @@ func (r *Runner) migrate(ctx, limited context.Context, j *job) error {
 	}
 	var todo []work
 	for _, g := range j.guestsBefore() {
-		to, leaves := targetOf(j.command, g)
+		to, leaves := targetOf(j.command.Targets, g)
 		if !leaves {
 			continue
 		}
@@ -107,7 +107,7 @@ func (r *Runner) migrate(ctx, limited context.Context, j *job) error {
 }
 
 // immovable says why nothing may be moved, "" if all can be.
-func immovable(guests []fleet.GuestReport, err error, c fleet.Command, host fleet.HostID) string {
+func immovable(guests []fleet.GuestReport, err error, targets []fleet.Target, host fleet.HostID) string {
 	if err != nil {
 		return "the VMs cannot be counted: " + err.Error()
 	}
@@ -116,7 +116,7 @@ func immovable(guests []fleet.GuestReport, err error, c fleet.Command, host flee
 		if !leaves(g) {
 			continue
 		}
-		to, named := targetOf(c, g)
+		to, named := targetOf(targets, g)
 		switch {
 		case !named:
 			bad = append(bad, fmt.Sprintf("no host was chosen for VM %s (%s)", g.ID, g.Name))
@@ -132,12 +132,12 @@ func immovable(guests []fleet.GuestReport, err error, c fleet.Command, host flee
 // leaves tells whether a VM is moved: one that is shut off stays.
 func leaves(g fleet.GuestReport) bool { return g.State == "running" || g.State == "paused" }
 
-func targetOf(c fleet.Command, g fleet.GuestReport) (fleet.Target, bool) {
-	i := slices.IndexFunc(c.Targets, func(t fleet.Target) bool { return t.VM == g.ID })
+func targetOf(targets []fleet.Target, g fleet.GuestReport) (fleet.Target, bool) {
+	i := slices.IndexFunc(targets, func(t fleet.Target) bool { return t.VM == g.ID })
 	if i < 0 || !leaves(g) {
 		return fleet.Target{}, false
 	}
-	return c.Targets[i], true
+	return targets[i], true
 }
 
 var errNewer = errors.New("a newer execution has begun on this host")
@@ -302,7 +302,7 @@ func (r *Runner) located(ctx context.Context, j *job, failure error) error {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, max(r.cfg.ParallelMoves, 1))
 	for i, g := range before {
-		to, leaves := targetOf(j.command, g)
+		to, leaves := targetOf(j.command.Targets, g)
 		if !leaves {
 			continue
 		}
@@ -322,7 +322,7 @@ func (r *Runner) located(ctx context.Context, j *job, failure error) error {
 	counts := map[place]int{}
 	bad := map[place][]string{}
 	for i, g := range before {
-		to, leaves := targetOf(j.command, g)
+		to, leaves := targetOf(j.command.Targets, g)
 		if !leaves {
 			continue
 		}

@@ -23,8 +23,8 @@ const (
 )
 
 // mark names a reset, by its command.
-func mark(c fleet.Command) string {
-	sum := sha256.Sum256([]byte(c.ID))
+func mark(command string) string {
+	sum := sha256.Sum256([]byte(command))
 	return hex.EncodeToString(sum[:12])
 }
 
@@ -179,7 +179,7 @@ func (r *Runner) moveVMs(ctx, limited context.Context, j *job) error {
 }
 
 func (r *Runner) moveAll(ctx context.Context, j *job) (detail string, err error) {
-	j.frozen, err = r.cfg.VMs.Move(ctx, mark(j.command))
+	j.frozen, err = r.cfg.VMs.Move(ctx, mark(j.command.ID))
 	times := slices.Sorted(maps.Values(j.frozen))
 	if n := len(times); n > 0 {
 		detail = fmt.Sprintf("%d VMs were frozen for %v at most, %v in the median", n, times[n-1].Round(time.Microsecond), times[n/2].Round(time.Microsecond))
@@ -197,7 +197,7 @@ func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
 		}
 		return r.over(j, step, "", r.await(ctx))
 	}
-	m := mark(j.command)
+	m := mark(j.command.ID)
 	err := r.do(ctx, limited, j, stepLoad, func() (string, error) { return "", r.cfg.Kernel.Load(limited, m) })
 	if err == nil {
 		err = r.do(ctx, limited, j, stepSave, func() (string, error) { return "", r.cfg.VMs.Save(limited, m) })
