@@ -65,9 +65,10 @@ type Cures struct {
 	learned map[fleet.Signature]*[2][len(cureActions)]Beta // of the first attempt, and of further ones
 }
 
-// again is how much less a further attempt of an action is believed to cure than the first: what
-// failed once has a reason to.
-const again = 0.3
+// againBelief is how much less a further attempt of an action is believed to cure than the first: what
+// failed once has a reason to. How much less it really is, is learned for each action over all
+// other signatures, since few faults of one signature need a second attempt.
+const againBelief = 0.3
 
 // NewCures returns the stated beliefs, each worth weight outcomes; with weight 0 every rate is as
 // probable as any other.
@@ -138,7 +139,7 @@ func (c *Cures) rate(s fleet.Signature, i, turn int) Beta {
 	if c.weight > 0 {
 		p := of[cureActions[i]]
 		if turn == 1 {
-			p *= again
+			p = min(c.rate(s, i, 0).Mean()*c.again(s, i), 1)
 		}
 		b = Beta{Cured: c.weight * p, Failed: c.weight * (1 - p)}
 	}
@@ -147,6 +148,21 @@ func (c *Cures) rate(s fleet.Signature, i, turn int) Beta {
 		b.Failed += l[turn][i].Failed
 	}
 	return b
+}
+
+// again is how much less further attempts of an action cure than first ones, over all signatures but one, whose
+// outcomes are counted as its own: the cures that there were, by those that there would have been at the rates of
+// first attempts.
+func (c *Cures) again(but fleet.Signature, i int) float64 {
+	cured, first := c.weight*againBelief, c.weight
+	for _, s := range signatures { // in order, so that the same outcomes give the same sums
+		if l := c.learned[s]; l != nil && s != but {
+			b := l[1][i]
+			cured += b.Cured
+			first += (b.Cured + b.Failed) * c.rate(s, i, 0).Mean()
+		}
+	}
+	return cured / first
 }
 
 // All lists what was learned, ordered by signature and action as they are declared.

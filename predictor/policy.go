@@ -94,8 +94,7 @@ type Situation struct {
 	Tried map[fleet.Action]time.Time
 	// Attempts says how often each was; an action in Tried that is not here was tried once.
 	Attempts map[fleet.Action]int
-	// SoonProbability is that of the host failing before the outcome of one more action is
-	// known; 0 where nobody can tell.
+	// SoonProbability is that of the host failing within five minutes; 0 where nobody can tell.
 	SoonProbability float64
 	// FaultProbability is that of there being a fault at all, whether the host fails of it within the
 	// horizon or later; 0 where nobody can tell: then that of failing stands for it. A person who is
@@ -141,6 +140,8 @@ const (
 	// noisy neighbour goes on where nobody does.
 	personSeconds = 900
 	noiseSeconds  = 3600
+	// soonSeconds is the horizon of Situation.SoonProbability.
+	soonSeconds = 300.0
 	// sureAt is the probability of the signature from which its cure rates are used.
 	sureAt = 0.5
 )
@@ -294,7 +295,8 @@ func (p Policy) explore(x *pricing, d *Decision, costs [numActions]float64, best
 
 func (p *Policy) price(s Situation) pricing {
 	c := &p.Costs
-	x := pricing{prices: c.prices(), soon: min(max(s.SoonProbability, 0), 1)}
+	survives := 1 - min(max(s.SoonProbability, 0), 1)
+	x := pricing{prices: c.prices(), soon: 1 - math.Pow(survives, attemptSeconds/soonSeconds)}
 	for i, a := range cureActions {
 		tried := 0
 		at := s.Tried[a]
@@ -349,11 +351,10 @@ func (p *Policy) price(s Situation) pricing {
 		x.soon, x.wait = 0, noise*attemptSeconds*x.weight
 	}
 	x.crash = s.Prediction.FailureProbability * x.whole
-	fault := s.FaultProbability
-	if fault == 0 {
-		fault = s.Prediction.FailureProbability
-	}
-	x.person = fault * c.HandOverSeconds * x.weight
+	fault := max(s.FaultProbability, s.Prediction.FailureProbability)
+	// The host may fail before the person has dealt with it.
+	soon := 1 - math.Pow(survives, personSeconds/soonSeconds)
+	x.person = (1-soon)*fault*c.HandOverSeconds*x.weight + soon*x.whole
 	if s.Prediction.Signature == fleet.SignatureNoisyNeighbour { // and goes on until somebody ends it
 		perSecond := x.wait / attemptSeconds
 		x.person += fault * personSeconds * perSecond

@@ -150,6 +150,20 @@ func TestItThinksInSequences(t *testing.T) {
 	if d := rule.Decide(x, nil); d.Action != fleet.ActionLiveMigrate {
 		t.Errorf("with minutes to go: %s", d.Action)
 	}
+	// With time a migration that failed is tried again and again; without, what is dear and likely to cure.
+	patient := Policy{Costs: costs, Greedy: true, Attempts: 20}
+	x.Tried = map[fleet.Action]time.Time{fleet.ActionLiveMigrate: time.Unix(1, 0)}
+	for soon, want := range map[float64]bool{0: false, 0.5: true} {
+		x.SoonProbability = soon
+		if d := patient.Decide(x, nil); (d.Action == fleet.ActionPreservingReset) != want {
+			t.Errorf("it fails within five minutes with probability %v: %s", soon, d.Action)
+		}
+	}
+	// A person who comes too late is no better than a crash.
+	x.SoonProbability = 0.5
+	if a, b := cost(patient.Decide(x, nil), fleet.ActionHandOver), 0.8*costs.CrashSeconds*4; a < b {
+		t.Errorf("a person costs %v, where the host is likely to fail before one comes", a)
+	}
 	// The expected cost is that of the sequence, by hand: recycle, then a person.
 	want := 0.0005*costs.CrashSeconds*4 + (1-0.1)*0.9*costs.HandOverSeconds*4
 	if got := cost(alone, fleet.ActionRecycle); math.Abs(got-want) > 1e-9 {
@@ -170,6 +184,27 @@ func TestAFurtherAttemptIsAllowedAndLessHopeful(t *testing.T) {
 	x.Attempts[fleet.ActionLiveMigrate] = 3
 	if again := p.Decide(x, nil).Alternatives[3]; again.Available || !strings.Contains(again.Why, "the fault is back") {
 		t.Errorf("%+v", again)
+	}
+}
+
+// TestFurtherAttemptsAreLearnedOverAllSignatures: of each signature alone there are too few.
+func TestFurtherAttemptsAreLearnedOverAllSignatures(t *testing.T) {
+	c := NewCures(BeliefWeight)
+	rate := func(a fleet.Action) float64 { return c.Rate(fleet.SignatureThermal, a, true).Mean() }
+	migrate, recycle := rate(fleet.ActionLiveMigrate), rate(fleet.ActionRecycle)
+	for _, s := range []fleet.Signature{fleet.SignatureDisk, fleet.SignatureKernelFault} {
+		if err := c.Add(Learned{Signature: s, Action: fleet.ActionLiveMigrate, Again: true, Beta: Beta{Failed: 40}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := rate(fleet.ActionLiveMigrate); after > 0.3*migrate {
+		t.Errorf("further migrations are believed to cure overheating with %.3f, and with %.3f after they have not cured other faults", migrate, after)
+	}
+	if after := rate(fleet.ActionRecycle); after != recycle {
+		t.Errorf("that of recycles went from %v to %v", recycle, after)
+	}
+	if first := c.Rate(fleet.SignatureThermal, fleet.ActionLiveMigrate, false).Mean(); math.Abs(first-0.9) > 1e-9 {
+		t.Errorf("that of first attempts went to %v", first)
 	}
 }
 

@@ -114,17 +114,17 @@ func (f *Fleet) HandOver(id fleet.HostID) (time.Duration, error) {
 
 // repair plans the repair of a fault and returns how long it takes.
 func (f *Fleet) repair(x *fault, how Ending) float64 {
-	lasts := f.repairSeconds(x.t)
+	lasts := f.cfg.repairSeconds(&x.t)
 	if x.repairAt == 0 {
 		x.repairAt, x.how = f.now+lasts, how
 	}
 	return x.repairAt - f.now
 }
 
-func (f *Fleet) repairSeconds(t trait) float64 {
+func (c *Config) repairSeconds(t *trait) float64 {
 	switch {
-	case f.cfg.RepairSeconds > 0:
-		return f.cfg.RepairSeconds
+	case c.RepairSeconds > 0:
+		return c.RepairSeconds
 	case t.hardware:
 		return 4 * 3600
 	}

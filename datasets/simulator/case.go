@@ -3,7 +3,6 @@ package simulator
 import (
 	"math"
 	"math/rand/v2"
-	"slices"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
@@ -12,6 +11,7 @@ import (
 // judging decisions by the hundred thousand. It follows the same rules as a [Fleet].
 type Case struct {
 	Kind Kind
+	t    *trait
 	// Unit is the service at fault, "" for kinds that are in none.
 	Unit  string
 	Level float64
@@ -23,20 +23,20 @@ type Case struct {
 	crashSeconds, person       float64
 }
 
-// DrawCase draws a fault as often as fleets have it, at a level between where it is first seen
-// and 0.6, on a host as fleets have them. Of cfg only VMsPerHost, CrashSeconds, HandOverSeconds and
-// RepairSeconds count. An error means that cfg is wrong.
-func DrawCase(r *rand.Rand, cfg Config) (Case, error) {
+// Cases returns a function that draws faults as often as fleets have them, at a level between where
+// each is first seen and 0.6, on a host as fleets have them. Of cfg only VMsPerHost, CrashSeconds,
+// HandOverSeconds and RepairSeconds count. The function is safe for concurrent use, a source each. An
+// error means that cfg is wrong.
+func Cases(cfg Config) (func(*rand.Rand) Case, error) {
 	if err := cfg.fill(); err != nil {
-		return Case{}, err
+		return nil, err
 	}
-	return drawCase(r, &cfg), nil
+	return func(r *rand.Rand) Case { return drawCase(r, &cfg) }, nil
 }
 
 func drawCase(r *rand.Rand, cfg *Config) Case {
-	kind := drawKind(r)
-	t := traits[kind]
-	c := Case{Kind: kind, VMs: cfg.VMsPerHost, crashSeconds: cfg.CrashSeconds}
+	kind, t := drawKind(r)
+	c := Case{Kind: kind, t: t, VMs: cfg.VMsPerHost, crashSeconds: cfg.CrashSeconds}
 	if t.unit < 0 {
 		c.Unit = unitNames[r.IntN(unitCount)]
 	}
@@ -46,21 +46,21 @@ func drawCase(r *rand.Rand, cfg *Config) Case {
 	bytes := vmBytes(hostMemory(r), cfg.VMsPerHost)
 	c.resetFreeze, c.migrateFreeze = resetFreeze(bytes)*float64(c.VMs), migrateFreeze(bytes)*float64(c.VMs)
 	c.person = c.Alone()
-	if (&Fleet{cfg: *cfg}).repairSeconds(t) < c.LeftSeconds {
+	if cfg.repairSeconds(t) < c.LeftSeconds {
 		c.person = min(c.person, cfg.HandOverSeconds*float64(c.VMs))
 	}
 	return c
 }
 
 // Signature is the class of the fault.
-func (c *Case) Signature() fleet.Signature { return traits[c.Kind].signature }
+func (c *Case) Signature() fleet.Signature { return c.t.signature }
 
 // Alone is the expected interruption in VM-seconds where nobody does anything.
 func (c *Case) Alone() float64 {
 	if c.Kind == NoisyNeighbour {
 		return 0.3 * 0.7 * float64(c.VMs) * c.LeftSeconds
 	}
-	return traits[c.Kind].fatal * c.crashSeconds * float64(c.VMs)
+	return c.t.fatal * c.crashSeconds * float64(c.VMs)
 }
 
 // Person is the expected interruption where a person is called.
@@ -78,7 +78,7 @@ func (c *Case) Try(p fleet.Phase, again bool) (vmSeconds, cure float64) {
 	case fleet.PhaseMigrate:
 		vmSeconds = c.migrateFreeze + migrateHarm*c.crashSeconds
 	}
-	cure = c.Kind.CureProbability(p, c.Unit, c.Level)
+	cure = c.t.cureProbability(p, c.Unit, c.Level)
 	if again {
 		cure /= 4
 	}
@@ -109,18 +109,33 @@ func (c *Case) Attempt(r *rand.Rand, p fleet.Phase, again bool) (vmSeconds float
 }
 
 // drawKind draws a kind of fault by its share.
-func drawKind(r *rand.Rand) Kind {
-	total := 0.0
-	for _, k := range kinds {
-		total += traits[k].weight
-	}
-	pick := r.Float64() * total
-	for _, k := range kinds {
-		if pick -= traits[k].weight; pick < 0 {
-			return k
+func drawKind(r *rand.Rand) (Kind, *trait) {
+	pick := r.Float64() * totalWeight
+	for i := range kinds {
+		if pick -= kinds[i].weight; pick < 0 {
+			return kinds[i].Kind, &kinds[i].trait
 		}
 	}
-	return MemoryLeak
+	return kinds[0].Kind, &kinds[0].trait
 }
 
-var kinds = slices.Clone(Kinds())
+// kinds are [Kinds] with their traits.
+var kinds = func() (out []struct {
+	Kind
+	trait
+}) {
+	for _, k := range Kinds() {
+		out = append(out, struct {
+			Kind
+			trait
+		}{k, traits[k]})
+	}
+	return out
+}()
+
+var totalWeight = func() (sum float64) {
+	for i := range kinds {
+		sum += kinds[i].weight
+	}
+	return sum
+}()

@@ -12,11 +12,12 @@ import (
 func TestCasesKeepTheirWord(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	seen := map[Kind]int{}
+	draw, err := Cases(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 3000 {
-		c, err := DrawCase(r, Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := draw(r)
 		seen[c.Kind]++
 		if c.VMs != 8 || c.Level < 0 || c.Level > 0.6 || !(c.Alone() >= 0) || c.Person() > c.Alone() || c.Signature() != c.Kind.Signature() {
 			t.Fatalf("%+v: alone %v, with a person %v", c, c.Alone(), c.Person())
@@ -27,10 +28,7 @@ func TestCasesKeepTheirWord(t *testing.T) {
 			t.Errorf("no case of %s among 3000", k)
 		}
 	}
-	c, err := DrawCase(r, Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := draw(r)
 	for _, p := range []fleet.Phase{fleet.PhaseRecycle, fleet.PhaseReset, fleet.PhaseMigrate} {
 		for _, again := range []bool{false, true} {
 			want, cure := c.Try(p, again)
@@ -48,7 +46,7 @@ func TestCasesKeepTheirWord(t *testing.T) {
 			}
 		}
 	}
-	if _, err := DrawCase(r, Config{CrashSeconds: math.NaN()}); err == nil {
+	if _, err := Cases(Config{CrashSeconds: math.NaN()}); err == nil {
 		t.Error("costs that are no number were taken")
 	}
 }

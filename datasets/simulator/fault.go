@@ -153,6 +153,10 @@ type Achievement struct {
 // Up to a level of 0.7 it is the kind's rate; from there on it falls, by 30 % at level 1.
 func (k Kind) CureProbability(p fleet.Phase, unit string, level float64) float64 {
 	t := traits[k]
+	return t.cureProbability(p, unit, level)
+}
+
+func (t *trait) cureProbability(p fleet.Phase, unit string, level float64) float64 {
 	rate := 0.0
 	switch p {
 	case fleet.PhaseRecycle:

@@ -487,8 +487,7 @@ func (h *host) arrive(f *Fleet) {
 	for f.now >= h.nextFault {
 		r := h.arrivals
 		h.nextFault += h.gap(r, f.cfg.FaultRate/(30*day))
-		kind := drawKind(r)
-		t := traits[kind]
+		kind, t := drawKind(r)
 		lasts := t.least.Seconds() * math.Pow(float64(t.most)/float64(t.least), r.Float64())
 		unit, fatal := r.IntN(unitCount), r.Float64() < t.fatal
 		if !h.down(f.now) && len(h.faults) < mostFaults {

@@ -62,11 +62,15 @@ type Writer struct {
 	manifest Manifest
 	file     *os.File
 	out      *bufio.Writer
-	buffers  []buffer
-	rows     int // of a block
+	buffers  []buffer // those that are filled
+	full     []buffer // those that are encoded and written meanwhile
+	rows     int      // of a block
 	written  int64
 	encoders []*encoder
 	err      error
+
+	flushing sync.WaitGroup
+	failed   error // of what was flushed, to be read when it is done
 }
 
 // buffer has the samples of a host that are not in a block yet.
@@ -102,8 +106,8 @@ func Create(dir string, m Manifest) (*Writer, error) {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	m.Version = version
-	w := &Writer{dir: dir, manifest: m, file: f, out: bufio.NewWriterSize(f, 1<<20), buffers: make([]buffer, len(m.Hosts))}
-	// All buffers together take some 150 MB at most.
+	w := &Writer{dir: dir, manifest: m, file: f, out: bufio.NewWriterSize(f, 1<<20), buffers: make([]buffer, len(m.Hosts)), full: make([]buffer, len(m.Hosts))}
+	// All buffers together take some 300 MB at most.
 	w.rows = min(360, max(20, 40_000_000/(len(m.Hosts)*len(m.Series))))
 	for range runtime.GOMAXPROCS(0) {
 		z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
@@ -122,10 +126,10 @@ func (w *Writer) Append(host int, at time.Time, bootID string, values []float64)
 	if host < 0 || host >= len(w.buffers) || len(values) != len(w.manifest.Series) || len(bootID) > 255 {
 		return fmt.Errorf("telemetry %s: host %d of %d with %d values of %d: no such sample is possible", w.dir, host, len(w.buffers), len(values), len(w.manifest.Series))
 	}
-	b := &w.buffers[host]
-	if len(b.at) == w.rows {
+	if len(w.buffers[host].at) == w.rows {
 		w.flush()
 	}
+	b := &w.buffers[host]
 	if w.err != nil {
 		return fmt.Errorf("telemetry %s: %w", w.dir, w.err)
 	}
@@ -142,32 +146,47 @@ func (w *Writer) Append(host int, at time.Time, bootID string, values []float64)
 	return nil
 }
 
-// flush writes a block for each host that has samples, in the order of the hosts, however
-// many workers encode them.
+// flush begins to encode and write what is buffered, and goes on with the other buffers meanwhile.
 func (w *Writer) flush() {
+	w.wait()
+	w.buffers, w.full = w.full, w.buffers
+	w.flushing.Go(w.writeFull)
+}
+
+// wait waits for the end of the last flush.
+func (w *Writer) wait() {
+	w.flushing.Wait()
+	if w.err == nil {
+		w.err = w.failed
+	}
+}
+
+// writeFull writes a block for each host that has samples, in the order of the hosts, however
+// many workers encode them.
+func (w *Writer) writeFull() {
 	var wg sync.WaitGroup
 	next := make(chan int)
 	for _, e := range w.encoders {
 		wg.Go(func() {
 			for i := range next {
-				w.buffers[i].block = e.encode(w.buffers[i].block[:0], i, &w.buffers[i], len(w.manifest.Series))
+				w.full[i].block = e.encode(w.full[i].block[:0], i, &w.full[i], len(w.manifest.Series))
 			}
 		})
 	}
-	for i := range w.buffers {
-		if len(w.buffers[i].at) > 0 {
+	for i := range w.full {
+		if len(w.full[i].at) > 0 {
 			next <- i
 		}
 	}
 	close(next)
 	wg.Wait()
-	for i := range w.buffers {
-		b := &w.buffers[i]
+	for i := range w.full {
+		b := &w.full[i]
 		if len(b.at) == 0 {
 			continue
 		}
-		if w.err == nil {
-			_, w.err = w.out.Write(b.block)
+		if w.failed == nil {
+			_, w.failed = w.out.Write(b.block)
 		}
 		w.manifest.Samples += int64(len(b.at))
 		w.manifest.Blocks++
@@ -244,6 +263,7 @@ func quantise(v float32) uint32 {
 // the manifest.
 func (w *Writer) Close(faults []any) (Manifest, error) {
 	w.flush()
+	w.wait()
 	err := w.err
 	if err == nil {
 		err = w.out.Flush()

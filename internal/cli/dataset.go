@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -172,8 +173,10 @@ func simulateDataset(cmd *cobra.Command, size fleetFlags, cfg simulator.Config, 
 	return err
 }
 
-// progress tells on a terminal how far long work is, and on anything else once in ten seconds.
+// progress tells on a terminal how far long work is, and on anything else once in ten seconds. Steps may
+// come from several goroutines.
 type progress struct {
+	mu       sync.Mutex
 	out      io.Writer
 	what     string
 	of, done int
@@ -189,6 +192,8 @@ func newProgress(out io.Writer, what string, of int) *progress {
 }
 
 func (p *progress) step() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.done++
 	if p.done&0x3f != 0 {
 		return

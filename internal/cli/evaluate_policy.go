@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,11 +30,24 @@ func (o *modelFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.file, "model", "", "`file` of a failure model to use instead of training one; one that is missing is trained and written")
 }
 
-// model trains the failure model, or reads it.
-func (o *modelFlags) model(cmd *cobra.Command, judged uint64) (*failure.Model, error) {
+// check refuses to judge a model on the fleet that it learned from.
+func (o *modelFlags) check(judged uint64) error {
 	if o.seed == judged {
-		return nil, usageError{fmt.Errorf("--train-seed and --seed are both %d: a model may not be judged on the fleet that it was trained on", judged)}
+		return usageError{fmt.Errorf("--train-seed and --seed are both %d: a model may not be judged on the fleet that it was trained on", judged)}
 	}
+	return nil
+}
+
+// trainSeed is that of the fleet to train on.
+func (o *modelFlags) trainSeed(judged uint64) uint64 {
+	if o.seed != 0 {
+		return o.seed
+	}
+	return judged ^ 0x7e57_7e57_7e57_7e57
+}
+
+// model trains the failure model, or reads it, and says on out how far it is.
+func (o *modelFlags) model(ctx context.Context, judged uint64, out io.Writer) (*failure.Model, error) {
 	if o.file != "" {
 		data, err := os.ReadFile(o.file)
 		if err == nil {
@@ -53,17 +67,13 @@ func (o *modelFlags) model(cmd *cobra.Command, judged uint64) (*failure.Model, e
 			return nil, fmt.Errorf("--model: %w", err)
 		}
 	}
-	seed := o.seed
-	if seed == 0 {
-		seed = judged ^ 0x7e57_7e57_7e57_7e57
-	}
-	t := trial.TrainingFleet(seed)
-	bar := newProgress(cmd.ErrOrStderr(), "simulating a fleet to train on", int(t.Days*24*60))
+	t := trial.TrainingFleet(o.trainSeed(judged))
+	bar := newProgress(out, "simulating a fleet to train on", int(t.Days*24*60))
 	var parts *progress
-	m, err := trial.Learn(cmd.Context(), t, bar.step, func(_, of int) {
+	m, err := trial.Learn(ctx, t, bar.step, func(_, of int) {
 		if parts == nil {
 			bar.end()
-			parts = newProgress(cmd.ErrOrStderr(), "training the failure model", of)
+			parts = newProgress(out, "training the failure model", of)
 		}
 		parts.step()
 	})
@@ -97,17 +107,19 @@ and is judged by the seconds for which VMs were interrupted.
   static     goes through the phases in order, whatever is wrong: recycle, reset, migrate, a person
   bandit     learns what each action cures by Thompson sampling, without knowing signatures
   ours       the policy of serve: signatures, sequences of actions, learned cure rates
+  ours-cold  the same on its first day, without the month before
   oracle     knows each fault from the moment at which telemetry shows it: its kind, its stage, and
              with which probability each action would cure it
   hindsight  knows the dice as well: what each attempt will come to, and which fault would be fatal
 
 Static, bandit and ours see telemetry once a minute through the same failure model, which was trained on
 another fleet (--train-seed), and learn whether an action cured from what they see after
-it. They begin with the stated beliefs of serve (bandit with none). A false action is one on a host
-without a fault.
+it. They began with the stated beliefs of serve (bandit with none) and have since kept a third fleet for 30 days,
+with 500 faults; what they learned there they bring along. Ours-cold has the stated beliefs alone. A false action
+is one on a host without a fault.
 
-The last line has the ratios, for the whole time and for its second half, and how well the cost of
-a policy is estimated from the decisions of another one (see 'tardigrade evaluate ope').`,
+The last line has the ratios, for the whole time, for its second half, and of ours-cold, and how well the
+cost of a policy is estimated from the decisions of another one (see 'tardigrade evaluate ope').`,
 		Example: `  tardigrade evaluate policy --hosts 500 --days 30 --seed 7 --json`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -117,19 +129,17 @@ a policy is estimated from the decisions of another one (see 'tardigrade evaluat
 			if logs < 1 || faults < 100 {
 				return usageError{fmt.Errorf("--logs %d --faults %d: at least 1 log of 100 faults is needed", logs, faults)}
 			}
-			model, err := from.model(cmd, size.seed)
-			if err != nil {
+			if err := from.check(size.seed); err != nil {
 				return err
 			}
-			out := cmd.OutOrStdout()
-			return tryPolicies(cmd, size, model, logs, faults, asJSON || !isTerminalWriter(out))
+			return tryPolicies(cmd, size, &from, logs, faults, asJSON || !isTerminalWriter(cmd.OutOrStdout()))
 		},
 	}
 	size.add(cmd, 500)
 	from.add(cmd)
 	f := cmd.Flags()
-	f.IntVar(&logs, "logs", 60, "number of logs for the off-policy estimates of the last line")
-	f.IntVar(&faults, "faults", 200_000, "number of faults in each of them")
+	f.IntVar(&logs, "logs", 200, "number of logs for the off-policy estimates of the last line")
+	f.IntVar(&faults, "faults", 100_000, "number of faults in each of them")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
@@ -148,60 +158,90 @@ type policyRatios struct {
 	OursToHindsight float64 `json:"ours_to_hindsight"`
 }
 
-func tryPolicies(cmd *cobra.Command, size fleetFlags, model *failure.Model, logs, faults int, asJSON bool) error {
+func tryPolicies(cmd *cobra.Command, size fleetFlags, from *modelFlags, logs, faults int, asJSON bool) error {
+	ctx, stop := context.WithCancelCause(cmd.Context())
+	defer stop(nil)
+	try := trial.Trial{Fleet: trial.Fleet{Hosts: size.hosts, Days: size.days, Seed: size.seed}, School: trial.School(from.trainSeed(size.seed)), Costs: trialCosts()}
 	names := trial.Policies()
-	results, errs := make([]trial.Result, len(names)), make([]error, len(names))
-	fleet := trial.Fleet{Hosts: size.hosts, Days: size.days, Seed: size.seed}
-	steps := max(1, int(size.days*24*60))
-	bar := newProgress(cmd.ErrOrStderr(), "trying policies", steps*len(names)+logs)
-	var mu sync.Mutex
-	step := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		bar.step()
+	results := make([]trial.Result, len(names))
+	steps := logs
+	for _, name := range names {
+		steps += try.Steps(name)
 	}
+	bar := newProgress(cmd.ErrOrStderr(), "trying policies", steps)
 	var off []trial.OffPolicy
-	var offErr error
-	jobs := make(chan func())
+	trained := make(chan struct{})
+	// What needs no model is done while it is trained.
+	jobs := []func() error{
+		func() (err error) {
+			try.Model, err = from.model(ctx, size.seed, io.Discard)
+			close(trained)
+			return err
+		},
+		func() (err error) {
+			off, err = trial.EvaluateOffPolicy(ctx, logs, faults, size.seed, trialCosts(), bar.step)
+			return err
+		},
+	}
+	var needing []func() error
+	for i, name := range names {
+		run := func() (err error) {
+			results[i], err = try.Run(ctx, name, bar.step)
+			return err
+		}
+		if !trial.NeedsModel(name) {
+			jobs = append(jobs, run)
+			continue
+		}
+		needing = append(needing, func() error {
+			<-trained
+			if try.Model == nil {
+				return nil // why not says the job that trains
+			}
+			return run()
+		})
+	}
+	next := make(chan func() error)
 	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(names)) {
+	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			for job := range jobs {
-				job()
+			for job := range next {
+				if err := job(); err != nil {
+					stop(err)
+				}
 			}
 		})
 	}
-	for i, name := range names {
-		jobs <- func() { results[i], errs[i] = trial.Run(cmd.Context(), fleet, name, model, trialCosts(), step) }
+	for _, job := range append(jobs, needing...) {
+		next <- job
 	}
-	jobs <- func() {
-		off, offErr = trial.EvaluateOffPolicy(cmd.Context(), logs, faults, size.seed, trialCosts(), step)
-	}
-	close(jobs)
+	close(next)
 	wg.Wait()
 	bar.end()
-	if err := errors.Join(append(errs, offErr)...); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	by := map[string]trial.Result{}
 	for _, r := range results {
 		by[r.Policy] = r
 	}
-	ratios := func(of func(trial.Result) float64) policyRatios {
+	ratios := func(ours string, of func(trial.Result) float64) policyRatios {
 		to := func(name string) float64 {
 			if of(by[name]) == 0 {
 				return 0
 			}
-			return of(by["ours"]) / of(by[name])
+			return of(by[ours]) / of(by[name])
 		}
 		return policyRatios{to("reactive"), to("static"), to("bandit"), to("oracle"), to("hindsight")}
 	}
+	whole := func(r trial.Result) float64 { return r.VMSeconds }
 	last := struct {
 		Ratios policyRatios `json:"ratios"`
 		Later  policyRatios `json:"second_half_ratios"`
+		Cold   policyRatios `json:"cold_ratios"`
 		False  float64      `json:"false_cost_to_saved"`
 		Off    offSummary   `json:"off_policy"`
-	}{Ratios: ratios(func(r trial.Result) float64 { return r.VMSeconds }), Later: ratios(func(r trial.Result) float64 { return r.LaterVMSeconds }), Off: offSummary(off)}
+	}{ratios("ours", whole), ratios("ours", func(r trial.Result) float64 { return r.LaterVMSeconds }), ratios("ours-cold", whole), 0, off}
 	if saved := by["reactive"].VMSeconds - by["ours"].VMSeconds; saved > 0 {
 		last.False = by["ours"].FalseCost / saved
 	}
@@ -218,8 +258,8 @@ func tryPolicies(cmd *cobra.Command, size fleetFlags, model *failure.Model, logs
 	for _, r := range results {
 		fmt.Fprintf(out, "%-10s %10.0f VM-seconds, %4d crashes, %d false actions (%.0f VM-seconds); %v\n", r.Policy, r.VMSeconds, r.Crashes, r.FalseActions, r.FalseCost, r.Actions)
 	}
-	fmt.Fprintf(out, "ours: %.1f %% less than reactive, %.1f %% less than static, %.2f of the oracle; false actions cost %.2f %% of what is saved\n",
-		100*(1-last.Ratios.OursToReactive), 100*(1-last.Ratios.OursToStatic), last.Ratios.OursToOracle, 100*last.False)
+	fmt.Fprintf(out, "ours: %.1f %% less than reactive, %.1f %% less than static, %.2f of the oracle (%.2f without the month before); false actions cost %.2f %% of what is saved\n",
+		100*(1-last.Ratios.OursToReactive), 100*(1-last.Ratios.OursToStatic), last.Ratios.OursToOracle, last.Cold.OursToOracle, 100*last.False)
 	return last.Off.print(out)
 }
 
@@ -273,7 +313,7 @@ which share of the logs the 95 % interval has the truth in it.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&logs, "logs", 200, "number of logs")
-	f.IntVar(&faults, "faults", 200_000, "number of faults in each log")
+	f.IntVar(&faults, "faults", 100_000, "number of faults in each log")
 	f.Uint64Var(&seed, "seed", 1, "seed: the same one gives the same logs")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
@@ -303,7 +343,10 @@ right signature, and the false alarms a host gives in a day.`,
 			if err := size.check(); err != nil {
 				return err
 			}
-			model, err := from.model(cmd, size.seed)
+			if err := from.check(size.seed); err != nil {
+				return err
+			}
+			model, err := from.model(cmd.Context(), size.seed, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

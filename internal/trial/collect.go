@@ -21,6 +21,8 @@ type Fleet struct {
 	Hosts int
 	Days  float64
 	Seed  uint64
+	// FaultRate is the number of faults per host in 30 days; 0 means one.
+	FaultRate float64
 }
 
 func (f Fleet) steps(interval time.Duration) int {
@@ -29,10 +31,9 @@ func (f Fleet) steps(interval time.Duration) int {
 
 // Training says what examples are drawn from.
 type Training struct {
+	// Fleet is the one they are drawn from. What is learned is corrected for one fault per host in 30
+	// days.
 	Fleet
-	// FaultRate is the number of faults per host in 30 days. What is learned is
-	// corrected for one fault per host in 30 days.
-	FaultRate float64
 	// Operated makes somebody act on random hosts now and then, so that a model knows what
 	// hosts look like after that.
 	Operated bool
@@ -57,6 +58,9 @@ type example struct {
 
 // Collect draws examples from a simulated fleet. step, if not nil, is called after each sample.
 func Collect(ctx context.Context, c Training, step func()) (failure.Examples, error) {
+	if c.FaultRate == 0 {
+		c.FaultRate = 1
+	}
 	f, err := simulator.New(simulator.Config{Hosts: c.Hosts, Seed: c.Seed, FaultRate: c.FaultRate})
 	if err != nil {
 		return failure.Examples{}, err

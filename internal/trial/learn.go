@@ -11,7 +11,13 @@ import (
 // TrainingFleet is what a model for trials is trained on: a fleet with many faults on which
 // somebody acts now and then.
 func TrainingFleet(seed uint64) Training {
-	return Training{Fleet: Fleet{Hosts: 300, Days: 20, Seed: seed}, FaultRate: 6, Operated: true, Sound: 40_000}
+	return Training{Fleet: Fleet{Hosts: 300, Days: 20, Seed: seed, FaultRate: 6}, Operated: true, Sound: 40_000}
+}
+
+// School is the fleet that policies keep for a month before they are judged: a few hosts with as many faults as 500
+// hosts have in a month, of a seed of its own.
+func School(seed uint64) Fleet {
+	return Fleet{Hosts: 125, Days: 30, Seed: seed ^ 0x5c00_15c0_015c_0015, FaultRate: 4}
 }
 
 // Horizons are those of a model for trials. Policies act on the last, since a fault that will last

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
@@ -125,30 +128,36 @@ func value(c *simulator.Case, seen, mask int, t table) float64 {
 	return v
 }
 
-// draw draws a case and the signature that is seen of it.
-func draw(r *rand.Rand, costs predictor.Costs) (simulator.Case, int, error) {
-	c, err := simulator.DrawCase(r, simulator.Config{CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds})
-	if err != nil {
-		return c, 0, err
-	}
-	all := kindsOf()
-	seen := 0
-	for i, s := range all {
-		if s == c.Signature() {
-			seen = i
-		}
-	}
+// deck draws cases, and the signature that is seen of each.
+type deck struct {
+	draw  func(*rand.Rand) simulator.Case
+	kinds []fleet.Signature
+}
+
+func newDeck(costs predictor.Costs) (*deck, error) {
+	draw, err := simulator.Cases(simulator.Config{CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds})
+	return &deck{draw, kindsOf()}, err
+}
+
+func (d *deck) next(r *rand.Rand) (c simulator.Case, seen int) {
+	c = d.draw(r)
+	seen = slices.Index(d.kinds, c.Signature())
 	if r.Float64() < seenWrongly {
-		seen = r.IntN(len(all))
+		seen = r.IntN(len(d.kinds))
 	}
-	return c, seen, nil
+	return c, seen
 }
 
 // EvaluateOffPolicy logs the decisions of the policy that learns, as it begins: with stated
 // beliefs that are worth one outcome, and a tenth of its choices left to chance. From each of so many logs it estimates what the policy would cost
-// once it has learned, and compares that with the truth.
+// once it has learned, within what the first might do, and compares that with the truth. step, if not nil, is called after each log, by several
+// goroutines.
 func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs predictor.Costs, step func()) ([]OffPolicy, error) {
 	const vms = 8
+	deck, err := newDeck(costs)
+	if err != nil {
+		return nil, err
+	}
 	r := rand.New(rand.NewPCG(seed, 0x0ff))
 	begin := predictor.Policy{Costs: costs, Cures: predictor.NewCures(1), Explore: 0.1}
 	logging := tabulate(begin, vms, r)
@@ -156,10 +165,7 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 	// What is learned from a log of its own.
 	learned := predictor.NewCures(predictor.BeliefWeight)
 	for range 2000 {
-		c, seen, err := draw(r, costs)
-		if err != nil {
-			return nil, err
-		}
+		c, seen := deck.next(r)
 		for _, s := range play(&c, seen, logging, logging, r, nil) {
 			if casePhases[s.Action] == "" {
 				continue
@@ -169,20 +175,20 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 			if cured {
 				b = predictor.Beta{Cured: 1}
 			}
-			if err := learned.Add(predictor.Learned{Signature: kindsOf()[seen], Action: caseActions[s.Action], Beta: b}); err != nil {
+			if err := learned.Add(predictor.Learned{Signature: deck.kinds[seen], Action: caseActions[s.Action], Beta: b}); err != nil {
 				return nil, err
 			}
 		}
 	}
 	target := tabulate(predictor.Policy{Costs: costs, Cures: learned, Explore: 0.02}, vms, r)
+	for cell := range target {
+		target[cell] = ope.Within(target[cell], logging[cell])
+	}
 
 	truth, before := 0.0, 0.0
 	const cases = 200_000
 	for range cases {
-		c, seen, err := draw(r, costs)
-		if err != nil {
-			return nil, err
-		}
+		c, seen := deck.next(r)
 		truth += value(&c, seen, 0, target) / cases
 		before += value(&c, seen, 0, logging) / cases
 	}
@@ -190,43 +196,70 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 		name string
 		f    func([]ope.Episode) (ope.Estimate, error)
 	}{{"ips", ope.IPS}, {"snips", ope.SNIPS}, {"dr", ope.DR}}
+	estimates := make([][]ope.Estimate, logs)
+	var failed error
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			episodes := make([]ope.Episode, faults)
+			for n := range next {
+				err := ctx.Err()
+				r := rand.New(rand.NewPCG(seed, uint64(n)+1))
+				for i := range episodes {
+					if err != nil {
+						break
+					}
+					c, seen := deck.next(r)
+					episodes[i] = play(&c, seen, logging, target, r, episodes[i][:0])
+				}
+				for _, e := range estimators {
+					var x ope.Estimate
+					if err == nil {
+						x, err = e.f(episodes)
+					}
+					estimates[n] = append(estimates[n], x)
+				}
+				if err != nil {
+					mu.Lock()
+					failed = fmt.Errorf("log %d: %w", n, err)
+					mu.Unlock()
+				}
+				if step != nil {
+					step()
+				}
+			}
+		})
+	}
+	for n := range logs {
+		next <- n
+	}
+	close(next)
+	wg.Wait()
+	if failed != nil {
+		return nil, failed
+	}
 	out := make([]OffPolicy, len(estimators))
 	for i, e := range estimators {
-		out[i] = OffPolicy{Estimator: e.name, Truth: truth, Logged: before, Logs: logs, Faults: faults}
-	}
-	episodes := make([]ope.Episode, faults)
-	for n := range logs {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		r := rand.New(rand.NewPCG(seed, uint64(n)+1))
-		for i := range episodes {
-			c, seen, err := draw(r, costs)
-			if err != nil {
-				return nil, err
-			}
-			episodes[i] = play(&c, seen, logging, target, r, episodes[i][:0])
-		}
-		for i, e := range estimators {
-			x, err := e.f(episodes)
-			if err != nil {
-				return nil, fmt.Errorf("log %d, %s: %w", n, e.name, err)
-			}
-			o, off := &out[i], math.Abs(x.Value/truth-1)
+		o := &out[i]
+		*o = OffPolicy{Estimator: e.name, Truth: truth, Logged: before, Logs: logs, Faults: faults}
+		within, covered := 0, 0
+		for _, of := range estimates {
+			x := of[i]
+			off := math.Abs(x.Value/truth - 1)
 			o.Mean += x.Value / float64(logs)
 			o.ErrorRatio += off / float64(logs)
 			o.WorstRatio = max(o.WorstRatio, off)
 			o.Width += (x.High - x.Low) / truth / float64(logs)
 			if off <= 0.05 {
-				o.Within += 1 / float64(logs)
+				within++
 			}
 			if x.Low <= truth && truth <= x.High {
-				o.Coverage += 1 / float64(logs)
+				covered++
 			}
 		}
-		if step != nil {
-			step()
-		}
+		o.Within, o.Coverage = float64(within)/float64(logs), float64(covered)/float64(logs)
 	}
 	return out, nil
 }

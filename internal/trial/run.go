@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
@@ -31,10 +32,25 @@ type Result struct {
 }
 
 // Policies lists the policies that can be tried. Reactive waits for the crash. Static goes through the
-// phases in order. Bandit learns cure rates without knowing signatures, ours with them. Oracle
-// knows the faults that there are, hindsight also what will come of them.
+// phases in order. Bandit learns cure rates without knowing signatures, ours with them: both have
+// kept another fleet before, the [Trial.School], and bring its outcomes along. A cold one begins
+// without any. Oracle knows the faults that there are, hindsight also what will come of them.
 func Policies() []string {
-	return []string{"reactive", "static", "bandit", "ours", "oracle", "hindsight"}
+	return []string{"reactive", "static", "bandit", "ours", "ours" + cold, "oracle", "hindsight"}
+}
+
+// cold ends the name of a policy that learns, where it begins without outcomes.
+const cold = "-cold"
+
+// Trial is what policies are tried on.
+type Trial struct {
+	// Fleet is the one that they are judged on.
+	Fleet
+	// School is the one that policies that learn keep before.
+	School Fleet
+	// Model is what policies see fleets through; reactive, oracle and hindsight need none.
+	Model *failure.Model
+	Costs predictor.Costs
 }
 
 const (
@@ -44,6 +60,8 @@ const (
 	// certain that from which one sample is enough.
 	suspect = 0.8
 	certain = 0.98
+	// triedLately is for how long after an action one sample is enough, too.
+	triedLately = time.Hour
 )
 
 // decider is a policy that sees predictions.
@@ -85,39 +103,63 @@ type watch struct {
 	p, s    []float64
 	result  *Result
 
-	scorer *failure.Scorer
-	rows   [][]float64 // of the samples of a step
-	odd    []float64
+	scorer  *failure.Scorer
+	numbers []int // of the hosts of a step's samples, as the following
+	rows    [][]float64
+	odd     []float64
 }
 
 var phaseOf = map[fleet.Action]fleet.Phase{fleet.ActionRecycle: fleet.PhaseRecycle, fleet.ActionPreservingReset: fleet.PhaseReset, fleet.ActionLiveMigrate: fleet.PhaseMigrate}
 
-// Run lets a policy keep a simulated fleet. model is what it sees the fleet through; reactive,
-// oracle and hindsight need none. step, if not nil, is called after each sample.
-func Run(ctx context.Context, c Fleet, name string, model *failure.Model, costs predictor.Costs, step func()) (Result, error) {
-	f, err := simulator.New(simulator.Config{Hosts: c.Hosts, Seed: c.Seed, CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds})
+// NeedsModel tells whether a policy sees telemetry through a model.
+func NeedsModel(policy string) bool {
+	return policy != "reactive" && policy != "oracle" && policy != "hindsight"
+}
+
+// schooled tells whether a policy keeps the school first.
+func schooled(policy string) bool { return policy == "bandit" || policy == "ours" }
+
+// Steps is how many samples of a fleet a policy is tried on.
+func (t *Trial) Steps(policy string) int {
+	n := t.Fleet.steps(time.Minute)
+	if schooled(policy) {
+		n += t.School.steps(time.Minute)
+	}
+	return n
+}
+
+// Run tries a policy. step, if not nil, is called after each sample of a fleet.
+func (t *Trial) Run(ctx context.Context, policy string, step func()) (Result, error) {
+	if !NeedsModel(policy) {
+		return t.keep(ctx, t.Fleet, policy, nil, step)
+	}
+	p, err := newDecider(strings.TrimSuffix(policy, cold), t.Costs, t.Seed)
+	if err != nil {
+		return Result{}, err
+	}
+	if schooled(policy) {
+		if _, err := t.keep(ctx, t.School, "school", p, step); err != nil {
+			return Result{}, fmt.Errorf("before %s is tried: %w", policy, err)
+		}
+	}
+	return t.keep(ctx, t.Fleet, policy, p, step)
+}
+
+// keep lets a policy keep a fleet; p is what sees telemetry, nil where the name says what else it is.
+func (t *Trial) keep(ctx context.Context, c Fleet, name string, p decider, step func()) (Result, error) {
+	f, err := simulator.New(simulator.Config{Hosts: c.Hosts, Seed: c.Seed, FaultRate: c.FaultRate, CrashSeconds: t.Costs.CrashSeconds, HandOverSeconds: t.Costs.HandOverSeconds})
 	if err != nil {
 		return Result{}, err
 	}
 	r := Result{Policy: name, Actions: map[fleet.Action]int{}}
 	var each func(samples []fleet.Sample) error
-	switch name {
-	case "reactive":
+	switch {
+	case p != nil:
+		each = newWatch(f, t.Model, p, &r).step
+	case name == "reactive":
 		each = func([]fleet.Sample) error { return nil }
-	case "oracle", "hindsight":
-		each = newOracle(f, name == "hindsight", costs, &r).step
 	default:
-		p, err := newDecider(name, costs, c.Seed)
-		if err != nil {
-			return Result{}, err
-		}
-		w := &watch{f: f, model: model, policy: p, ids: map[fleet.HostID]int{}, result: &r, scorer: model.Scorer(),
-			p: make([]float64, len(model.Horizons())), s: make([]float64, len(model.Signatures()))}
-		for i, h := range f.Hosts() {
-			w.ids[h.ID] = i
-			w.members = append(w.members, member{follow: feature.New(), x: make([]float64, feature.Size)})
-		}
-		each = w.step
+		each = newOracle(f, name == "hindsight", t.Costs, &r).step
 	}
 	var samples []fleet.Sample
 	steps, half := c.steps(f.Interval()), 0.0
@@ -142,10 +184,23 @@ func Run(ctx context.Context, c Fleet, name string, model *failure.Model, costs 
 	return r, nil
 }
 
+func newWatch(f *simulator.Fleet, m *failure.Model, p decider, r *Result) *watch {
+	w := &watch{f: f, model: m, policy: p, ids: map[fleet.HostID]int{}, result: r, scorer: m.Scorer(),
+		p: make([]float64, len(m.Horizons())), s: make([]float64, len(m.Signatures()))}
+	for i, h := range f.Hosts() {
+		w.ids[h.ID] = i
+		w.members = append(w.members, member{follow: feature.New(), x: make([]float64, feature.Size)})
+	}
+	return w
+}
+
 func (w *watch) step(samples []fleet.Sample) error {
 	w.rows = w.rows[:0]
+	w.numbers = w.numbers[:0]
 	for i := range samples {
-		m := &w.members[w.ids[samples[i].Host]]
+		n := w.ids[samples[i].Host]
+		w.numbers = append(w.numbers, n)
+		m := &w.members[n]
 		m.follow.Observe(&samples[i])
 		m.follow.Vector(m.x)
 		w.rows = append(w.rows, m.x)
@@ -154,7 +209,7 @@ func (w *watch) step(samples []fleet.Sample) error {
 	w.scorer.Odd(w.odd, w.rows)
 	for i := range samples {
 		s, odd := &samples[i], w.odd[i]
-		n := w.ids[s.Host]
+		n := w.numbers[i]
 		m := &w.members[n]
 		if bad, ok := s.Value("units_unhealthy"); ok && bad > 0 {
 			m.unhealthy++
@@ -170,10 +225,13 @@ func (w *watch) step(samples []fleet.Sample) error {
 			m.over = 0
 			continue
 		}
-		if m.over++; m.over < 2 && odd < certain && !hangs {
+		m.over++
+		// Where an action was just tried, that it failed is nearer than that a sound host seems to have a fault.
+		tried := len(m.tried) > 0 && s.Time.Sub(m.tried[len(m.tried)-1].at) < triedLately
+		if m.over < 2 && odd < certain && !hangs && !tried {
 			continue
 		}
-		if err := w.consider(n, s, odd); err != nil {
+		if err := w.consider(n, s, odd, hangs); err != nil {
 			return err
 		}
 	}
@@ -194,7 +252,7 @@ func (w *watch) settle(m *member, now time.Time) {
 }
 
 // consider asks the policy about a host that seems to have a fault, and does what it says.
-func (w *watch) consider(n int, s *fleet.Sample, odd float64) error {
+func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error {
 	m := &w.members[n]
 	if s.Time.Before(m.repaired) {
 		return nil
@@ -212,7 +270,7 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64) error {
 	w.model.Failure(w.p, m.x)
 	best := w.model.Signature(w.s, m.x)
 	signature := fleet.Signature(w.model.Signatures()[best])
-	if m.unhealthy >= 2 {
+	if hangs {
 		signature, w.s[best], odd = fleet.SignatureServiceHang, 1, max(odd, 0.95)
 		w.p[len(w.p)-1] = max(w.p[len(w.p)-1], 0.9)
 	}

@@ -14,7 +14,7 @@ var costs = predictor.Costs{CrashSeconds: 300, HandOverSeconds: 120}
 // model is trained on a small fleet; it serves all tests.
 func model(t *testing.T) *failure.Model {
 	t.Helper()
-	m, err := Learn(t.Context(), Training{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 404}, FaultRate: 12, Operated: true, Sound: 6000}, nil, nil)
+	m, err := Learn(t.Context(), Training{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 404, FaultRate: 12}, Operated: true, Sound: 6000}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,8 +26,9 @@ func model(t *testing.T) *failure.Model {
 func TestWhoKnowsMoreLosesLess(t *testing.T) {
 	m := model(t)
 	lost := map[string]Result{}
+	try := Trial{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 7}, School: Fleet{Hosts: 30, Days: 10, Seed: 9, FaultRate: 4}, Model: m, Costs: costs}
 	for _, name := range Policies() {
-		r, err := Run(t.Context(), Fleet{Hosts: 60, Days: 10, Seed: 7}, name, m, costs, nil)
+		r, err := try.Run(t.Context(), name, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,11 +52,11 @@ func TestWhoKnowsMoreLosesLess(t *testing.T) {
 	if lost["oracle"].FalseActions != 0 {
 		t.Errorf("the oracle acts on sound hosts: %+v", lost["oracle"])
 	}
-	again, err := Run(t.Context(), Fleet{Hosts: 60, Days: 10, Seed: 7}, "ours", m, costs, nil)
+	again, err := try.Run(t.Context(), "ours", nil)
 	if err != nil || again.VMSeconds != lost["ours"].VMSeconds {
 		t.Errorf("the same once more: %v VM-seconds, and %v before; %v", again.VMSeconds, lost["ours"].VMSeconds, err)
 	}
-	if _, err := Run(t.Context(), Fleet{Hosts: 2, Days: 0.1}, "chance", m, costs, nil); err == nil {
+	if _, err := try.Run(t.Context(), "chance", nil); err == nil {
 		t.Error("an unknown policy was tried")
 	}
 
@@ -87,7 +88,7 @@ func TestWhoKnowsMoreLosesLess(t *testing.T) {
 }
 
 func TestExamplesAreLabelledByWhatCame(t *testing.T) {
-	e, err := Collect(t.Context(), Training{Fleet: Fleet{Hosts: 20, Days: 5, Seed: 3}, FaultRate: 30, Operated: true, Sound: 500}, nil)
+	e, err := Collect(t.Context(), Training{Fleet: Fleet{Hosts: 20, Days: 5, Seed: 3, FaultRate: 30}, Operated: true, Sound: 500}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

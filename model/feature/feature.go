@@ -321,7 +321,10 @@ func (e *Extractor) Observe(s *fleet.Sample) {
 		if math.IsNaN(r[0]) {
 			*r = [3]float64{}
 		}
-		r[0] = math.Log1p(v * 60)
+		r[0] = 0
+		if v != 0 { // it mostly is
+			r[0] = math.Log1p(v * 60)
+		}
 		r[1] += e.decay[1] * (any - r[1])
 		r[2] += e.decay[2] * (any - r[2])
 	}
@@ -392,37 +395,34 @@ func (a *average) add(v float64, decay *[len(scales)]float64) {
 // Vector fills dst, which has [Size] values, with the features as of the last sample. It
 // allocates nothing.
 func (e *Extractor) Vector(dst []float64) {
-	_ = dst[Size-1]
-	n := 0
-	put := func(v float64) {
-		dst[n] = v
-		n++
-	}
+	dst = dst[:Size]
 	for i := range gauges {
-		a := &e.level[i]
+		a, out := &e.level[i], dst[i*len(perGauge):(i+1)*len(perGauge)]
+		_ = out[len(perGauge)-1]
 		if !a.seen || a.now != a.now {
-			for range perGauge {
-				put(math.NaN())
+			for k := range out {
+				out[k] = math.NaN()
 			}
 			continue
 		}
 		s := 1 / (1.25*a.spread + gauges[i].floor)
-		put(a.now)
-		put((a.mean[0] - a.mean[3]) * s)
-		put((a.now - a.mean[1]) * s)
-		put((a.mean[0] - a.mean[1]) * s)
-		put((a.mean[1] - a.mean[2]) * s)
-		put(a.spread)
+		out[0] = a.now
+		out[1] = (a.mean[0] - a.mean[3]) * s
+		out[2] = (a.now - a.mean[1]) * s
+		out[3] = (a.mean[0] - a.mean[1]) * s
+		out[4] = (a.mean[1] - a.mean[2]) * s
+		out[5] = a.spread
 	}
+	dst = dst[len(gauges)*len(perGauge):]
 	for i := range counts {
-		r := e.recent[i]
+		r, out := &e.recent[i], dst[i*len(perCount):(i+1)*len(perCount)]
+		_ = out[len(perCount)-1]
+		out[0], out[1], out[2] = r[0], r[1], r[2]
 		if r[0] != r[0] {
-			r = [3]float64{r[0], r[0], r[0]}
+			out[1], out[2] = r[0], r[0]
 		}
-		put(r[0])
-		put(r[1])
-		put(r[2])
 	}
+	dst = dst[len(counts)*len(perCount):]
 	jump, rise, drift, ratio, share := math.NaN(), math.NaN(), math.NaN(), math.NaN(), math.NaN()
 	for i := range e.units {
 		a := &e.units[i].average
@@ -431,28 +431,25 @@ func (e *Extractor) Vector(dst []float64) {
 		}
 		free := max(e.freeBytes, 1)
 		jump = larger(jump, (a.now-a.mean[0])/free)
-		rise = larger(rise, slope(a, 0, 1)/free)
-		drift = larger(drift, slope(a, 1, 2)/free)
-		ratio = larger(ratio, math.Log(max(a.mean[0], 1)/max(a.mean[3], 1)))
+		rise = larger(rise, slope(a, 0)/free)
+		drift = larger(drift, slope(a, 1)/free)
+		ratio = larger(ratio, max(a.mean[0], 1)/max(a.mean[3], 1))
 		share = larger(share, a.now/e.allBytes)
 	}
-	put(jump)
-	put(rise)
-	put(drift)
-	put(ratio)
-	put(share)
-	put(since(e.restarted, e.last, 48*time.Hour, time.Hour))
-	put(exhausted(&e.level[gaugeAvailable], -1, 0))
-	put(exhausted(&e.level[gaugeSlab], 1, e.freeBytes/e.allBytes))
-	handles := &e.level[gaugeHandles]
-	put(exhausted(handles, 1, 1-handles.now))
-	unhealthy := 0.0
+	handles, unhealthy := &e.level[gaugeHandles], 0.0
 	if !e.unhealthy.IsZero() {
 		unhealthy = min(60, 1+e.last.Sub(e.unhealthy).Minutes())
 	}
-	put(unhealthy)
-	put(e.vmsNow)
-	put(since(e.booted, e.last, 48*time.Hour, time.Hour))
+	copy(dst, []float64{
+		jump, rise, drift, math.Log(ratio), share,
+		since(e.restarted, e.last, 48*time.Hour, time.Hour),
+		exhausted(&e.level[gaugeAvailable], -1, 0),
+		exhausted(&e.level[gaugeSlab], 1, e.freeBytes/e.allBytes),
+		exhausted(handles, 1, 1-handles.now),
+		unhealthy,
+		e.vmsNow,
+		since(e.booted, e.last, 48*time.Hour, time.Hour),
+	})
 }
 
 var gaugeAvailable, gaugeSlab, gaugeHandles = gaugeIndex("memory_available"), gaugeIndex("slab"), gaugeIndex("file_handles")
@@ -466,10 +463,16 @@ func gaugeIndex(name string) int {
 	panic("feature: no gauge " + name)
 }
 
-// slope is the growth an hour, from the averages i and j.
-func slope(a *average, i, j int) float64 {
-	return (a.mean[i] - a.mean[j]) / (scales[j] - scales[i]).Hours()
-}
+// slope is the growth an hour, from the averages i and i+1.
+func slope(a *average, i int) float64 { return (a.mean[i] - a.mean[i+1]) / apart[i] }
+
+// apart is how far neighbours among the scales are from each other, in hours.
+var apart = func() (hours [len(scales) - 1]float64) {
+	for i := range hours {
+		hours[i] = (scales[i+1] - scales[i]).Hours()
+	}
+	return hours
+}()
 
 // exhausted is 1 / (1 + hours) until a quantity that grows by its slope in a direction has
 // used room up; where room is 0 the quantity itself is the room.
@@ -480,7 +483,7 @@ func exhausted(a *average, direction, room float64) float64 {
 	if direction < 0 {
 		room = a.now
 	}
-	s := max(direction*slope(a, 0, 1), direction*slope(a, 1, 2))
+	s := max(direction*slope(a, 0), direction*slope(a, 1))
 	if !(s > 0) {
 		return 0
 	}

@@ -17,6 +17,9 @@
 //     is wrong. It has no bias if either is right. The model is the mean cost for each cell and
 //     action, fitted on the other episodes than those that it is used on.
 //
+// None of them can say what an action costs that the old policy never took where the new one would: the
+// log has nothing of it, and does not show that it is missing. So a new policy is judged [Within] the old one.
+//
 // Intervals are for 95 %, over episodes, which are independent of one another, with a correction
 // for skewness; that of SNIPS by the delta method. They hold for many episodes: see
 // Estimate.Effective.
@@ -95,6 +98,28 @@ func check(episodes []Episode) error {
 }
 
 const mostCells = 1 << 20
+
+// Within is a new policy's probabilities of the actions in one situation, restricted to what an old policy,
+// with the probabilities logged, may do there: the others' share goes to those that are left, in
+// proportion. Where nothing is left, it is the old policy. Both have a probability for each action.
+func Within(target, logged []float64) []float64 {
+	out := make([]float64, len(target))
+	sum := 0.0
+	for a, p := range target {
+		if logged[a] > 0 {
+			out[a] = p
+			sum += p
+		}
+	}
+	if sum == 0 {
+		copy(out, logged)
+		return out
+	}
+	for a := range out {
+		out[a] /= sum
+	}
+	return out
+}
 
 func (s *Step) ratio() float64 { return s.Target[s.Action] / s.Propensity }
 

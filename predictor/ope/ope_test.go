@@ -136,6 +136,32 @@ func TestDRHoldsWhereTheModelIsWrong(t *testing.T) {
 	}
 }
 
+// TestWithinTheOldPolicyTheTruthIsFound: the old policy never takes the dear action where the cheap one failed, and
+// the new one mostly would.
+func TestWithinTheOldPolicyTheTruthIsFound(t *testing.T) {
+	never := func(cell int) []float64 {
+		if cell >= 3 {
+			return []float64{1, 0}
+		}
+		return logging(cell)
+	}
+	within := func(cell int) []float64 { return Within(target(cell), never(cell)) }
+	want := truth(within)
+	w := world{rand.New(rand.NewPCG(5, 1))}
+	var all []Episode
+	for range 20000 {
+		all = append(all, w.episode(never, within))
+	}
+	for name, estimate := range map[string]func([]Episode) (Estimate, error){"IPS": IPS, "SNIPS": SNIPS, "DR": DR} {
+		if e, err := estimate(all); err != nil || math.Abs(e.Value-want) > 0.1*want {
+			t.Errorf("%s: %+v, %v; the truth is %v", name, e, err, want)
+		}
+	}
+	if p := Within([]float64{0, 0, 1}, []float64{0.25, 0.75, 0}); p[0] != 0.25 || p[1] != 0.75 || p[2] != 0 {
+		t.Errorf("where nothing is left of the new policy: %v", p)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	good := Step{Action: 1, Propensity: 0.5, Target: []float64{0.5, 0.5}, Cost: 1}
 	change := func(f func(*Step)) []Episode {
