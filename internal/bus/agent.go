@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -50,6 +51,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		o.Log = slog.Default()
 	}
 	again := make(chan struct{}, 1)
+	away := complaints{log: o.Log, url: orEmbedded(o.URL)}
 	opts := []nats.Option{
 		nats.Name("tardigrade agent " + string(o.Host)), nats.UserInfo(string(o.Host), o.Token),
 		nats.CustomInboxPrefix(inboxPrefix(o.Host)), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
@@ -60,7 +62,9 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 				o.Log.Warn("lost the bus, reconnecting", "err", err)
 			}
 		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away.say(err) }),
 		nats.ReconnectHandler(func(c *nats.Conn) {
+			away.forget()
 			o.Log.Info("connected to the bus", "url", c.ConnectedUrlRedacted())
 			select {
 			case again <- struct{}{}:
@@ -88,6 +92,35 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
 	return &Agent{host: o.Host, conn: conn, js: js, log: o.Log, again: again}, nil
+}
+
+// complaints says that the bus cannot be reached: at once, when the reason changes, and then
+// once a minute.
+type complaints struct {
+	log *slog.Logger
+	url string
+
+	mu   sync.Mutex
+	last string
+	at   time.Time
+}
+
+func (c *complaints) say(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if reason := err.Error(); reason != c.last || time.Since(c.at) >= time.Minute {
+		c.last, c.at = reason, time.Now()
+		if errors.Is(err, nats.ErrAuthorization) {
+			err = fmt.Errorf("%w: the host's credentials are not those of its last 'tardigrade agent enroll'", err)
+		}
+		c.log.Warn("cannot reach the bus, trying again; samples are kept on disk", "url", c.url, "err", err)
+	}
+}
+
+func (c *complaints) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = ""
 }
 
 // Connected tells whether the bus can be reached now.

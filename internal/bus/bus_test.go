@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -401,4 +402,47 @@ func TestDecoderRefusesDamage(t *testing.T) {
 			t.Errorf("a sample cut after %d bytes was not seen", i)
 		}
 	}
+}
+
+// lines is a log that can be waited on.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
+// TestAnAgentThatCannotReachTheBusSaysWhy has nobody listening, and then a bus that does not know the token.
+func TestAnAgentThatCannotReachTheBusSaysWhy(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	free.Close()
+	log := make(lines, 100)
+	a, err := DialAgent(AgentOptions{Host: "h1", Token: "wrong", URL: "nats://" + address, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	await := func(want ...string) {
+		t.Helper()
+		for {
+			select {
+			case line := <-log:
+				if !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(line, w) }) {
+					return
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("no line with %q within a minute", want)
+			}
+		}
+	}
+	await("cannot reach the bus", address)
+	open(t, Options{Listen: address, Agents: func(fleet.HostID, string) bool { return false }})
+	await("cannot reach the bus", "agent enroll")
 }

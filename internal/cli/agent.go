@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -61,13 +62,14 @@ and carries out its commands if agent.act is true.`,
 }
 
 func (a *app) enroll() *cobra.Command {
-	var data string
+	var data, file string
 	cmd := &cobra.Command{
 		Use:   "enroll HOST",
 		Short: "Make the credentials of a host's agent, on the control plane's machine",
-		Long: `Make the credentials of a host's agent and print them. Keep them in a file that only the
-agent can read, and name it in agent.credentials. Earlier credentials of the host stop working.`,
-		Example: `  tardigrade agent enroll rack3-host12 > rack3-host12.json`,
+		Long: `Make the credentials of a host's agent and print them, or write them to --out, which only its
+owner can read. Bring them to the host and name the file in agent.credentials; the agent refuses a
+file that others can read. Earlier credentials of the host stop working.`,
+		Example: `  tardigrade agent enroll rack3-host12 --out rack3-host12.json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{errors.New("agent enroll needs the name of one host")}
@@ -79,13 +81,26 @@ agent can read, and name it in agent.credentials. Earlier credentials of the hos
 			if cmd.Flags().Changed("data") {
 				c.Data = data
 			}
+			if file == "" {
+				credentials, err := control.Enroll(c.Data, fleet.HostID(args[0]))
+				if err != nil {
+					return err
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(credentials)
+			}
+			// The file comes first: where it cannot be made, the earlier credentials stay good.
+			f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return fmt.Errorf("--out: %w", err)
+			}
 			credentials, err := control.Enroll(c.Data, fleet.HostID(args[0]))
 			if err != nil {
-				return err
+				return errors.Join(err, f.Close(), os.Remove(file))
 			}
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(credentials)
+			return errors.Join(json.NewEncoder(f).Encode(credentials), f.Close())
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", ".tardigrade", "the control plane's data `directory`")
+	cmd.Flags().StringVarP(&file, "out", "o", "", "`file` to write them to, with mode 0600, instead of printing them")
 	return cmd
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
+	"github.com/tardigrade-recovery/tardigrade/internal/control"
 )
 
 // run is the command line, in this process; what it prints is returned.
@@ -116,6 +117,31 @@ func TestAgentSaysWhatItLacks(t *testing.T) {
 	_, err := run(t, "agent")
 	if err == nil || !strings.Contains(err.Error(), "agent enroll") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestEnrolledCredentialsAreAsTheAgentWantsThem(t *testing.T) {
+	dir := t.TempDir()
+	out := filepath.Join(dir, "h1.json")
+	if _, err := run(t, "agent", "enroll", "h1", "--data", dir, "--out", out); err != nil {
+		t.Fatal(err)
+	}
+	first, err := control.ReadCredentials(out)
+	if err != nil || first.Host != "h1" {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if _, err := run(t, "agent", "enroll", "h1", "--data", dir, "--out", out); err == nil {
+		t.Error("the file was overwritten")
+	}
+	if again, err := control.ReadCredentials(out); err != nil || again != first {
+		t.Errorf("a refused enrolment changed %+v to %+v, %v", first, again, err)
+	}
+	other := filepath.Join(dir, "other.json")
+	if _, err := run(t, "agent", "enroll", "no such/host", "--data", dir, "--out", other); err == nil {
+		t.Error("an impossible name was enrolled")
+	}
+	if _, err := os.Stat(other); !os.IsNotExist(err) {
+		t.Errorf("a file of no host: %v", err)
 	}
 }
 
