@@ -51,7 +51,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		o.Log = slog.Default()
 	}
 	again := make(chan struct{}, 1)
-	away := complaints{log: o.Log, url: orEmbedded(o.URL)}
+	away := &outage{log: o.Log, url: orEmbedded(o.URL), end: make(chan struct{})}
 	opts := []nats.Option{
 		nats.Name("tardigrade agent " + string(o.Host)), nats.UserInfo(string(o.Host), o.Token),
 		nats.CustomInboxPrefix(inboxPrefix(o.Host)), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
@@ -62,16 +62,22 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 				o.Log.Warn("lost the bus, reconnecting", "err", err)
 			}
 		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away.say(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away.failed(err) }),
+		nats.ClosedHandler(func(*nats.Conn) { close(away.end) }),
 		nats.ReconnectHandler(func(c *nats.Conn) {
-			away.forget()
 			o.Log.Info("connected to the bus", "url", c.ConnectedUrlRedacted())
 			select {
 			case again <- struct{}{}:
 			default:
 			}
 		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.Log.Warn("bus", "err", err) }),
+		nats.ErrorHandler(func(c *nats.Conn, _ *nats.Subscription, err error) {
+			if !c.IsConnected() {
+				away.failed(err)
+				return
+			}
+			o.Log.Warn("bus", "err", err)
+		}),
 	}
 	if o.InProcess != nil {
 		if o.InProcess.server == nil {
@@ -86,6 +92,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect agent %s to the bus at %s: %w", o.Host, orEmbedded(o.URL), err)
 	}
+	go away.watch(conn)
 	js, err := jetstream.New(conn)
 	if err != nil {
 		conn.Close()
@@ -94,33 +101,53 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 	return &Agent{host: o.Host, conn: conn, js: js, log: o.Log, again: again}, nil
 }
 
-// complaints says that the bus cannot be reached: at once, when the reason changes, and then
-// once a minute.
-type complaints struct {
+// outage says that the bus cannot be reached, and why: soon, and then once a minute.
+type outage struct {
 	log *slog.Logger
 	url string
+	end chan struct{} // closed with the connection
 
-	mu   sync.Mutex
-	last string
-	at   time.Time
+	mu  sync.Mutex
+	why error // of the last attempt, where the client told
 }
 
-func (c *complaints) say(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if reason := err.Error(); reason != c.last || time.Since(c.at) >= time.Minute {
-		c.last, c.at = reason, time.Now()
-		if errors.Is(err, nats.ErrAuthorization) {
-			err = fmt.Errorf("%w: the host's credentials are not those of its last 'tardigrade agent enroll'", err)
+func (o *outage) failed(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.why = err
+}
+
+// watch returns when the connection is closed.
+func (o *outage) watch(conn *nats.Conn) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	var said time.Time
+	for {
+		select {
+		case <-o.end:
+			return
+		case <-tick.C:
 		}
-		c.log.Warn("cannot reach the bus, trying again; samples are kept on disk", "url", c.url, "err", err)
+		if conn.IsConnected() {
+			said = time.Time{}
+			continue
+		}
+		if time.Since(said) < time.Minute {
+			continue
+		}
+		said = time.Now()
+		o.mu.Lock()
+		why := o.why
+		o.mu.Unlock()
+		// Until the first connection the client tells of a refusal by this alone.
+		if err := conn.LastError(); err != nil {
+			why = err
+		}
+		if errors.Is(why, nats.ErrAuthorization) {
+			why = fmt.Errorf("%w: the host's credentials are not those of its last 'tardigrade agent enroll'", why)
+		}
+		o.log.Warn("the bus cannot be reached, trying again; samples are kept on disk", "url", o.url, "err", why)
 	}
-}
-
-func (c *complaints) forget() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last = ""
 }
 
 // Connected tells whether the bus can be reached now.
