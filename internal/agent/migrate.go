@@ -85,7 +85,27 @@ func probeMigrate(ctx context.Context, c config.Agent, _ string, _ *slog.Logger)
 	if c.Migrate.URI != "" && !c.Migrate.TLS {
 		out.Notes = append(out.Notes, "the memory of VMs is sent unencrypted: agent.migrate.tls is false")
 	}
+	if c.Migrate.PostCopyAfter > 0 {
+		if err := postCopy(); err != nil {
+			out.Notes = append(out.Notes, fmt.Sprintf("VMs do not come here by post-copy (agent.migrate.post_copy_after), only in the ordinary way: QEMU needs %v: see vm.unprivileged_userfaultfd, and in a container its filter of system calls", err))
+		}
+	}
 	return out
+}
+
+// postCopy says what of the kernel QEMU lacks on this host to take guests by post-copy
+// (QEMU's migration/postcopy-ram.c, postcopy_ram_supported_by_host), as far as this process
+// stands for it; nil if nothing.
+func postCopy() error {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("userfaultfd(2), and the kernel says %q", errno)
+	}
+	unix.Close(int(fd))
+	if err := unix.Munlockall(); err != nil { // this process has locked nothing
+		return fmt.Errorf("munlockall(2), and the kernel says %q", err)
+	}
+	return nil
 }
 
 // describe fills in what the placement of VMs has to know of this host.

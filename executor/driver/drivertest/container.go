@@ -84,6 +84,8 @@ type Host struct {
 	Namespace      string
 	// Name is its host name, if not "".
 	Name string
+	// Allow are further system calls that it may make, or a group of them, if not "".
+	Allow string
 	// Binds are directories of this machine that it has at the given paths.
 	Binds map[string]string
 }
@@ -143,6 +145,9 @@ func Boot(t *testing.T, host Host) *Booted {
 	}
 	if host.Name != "" {
 		b.args = append(b.args, "--hostname="+host.Name)
+	}
+	if host.Allow != "" {
+		b.args = append(b.args, "--system-call-filter="+host.Allow)
 	}
 	for at, path := range host.Binds {
 		b.args = append(b.args, "--bind="+path+":"+at)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -27,7 +28,21 @@ var ErrMove = errors.New("the guest was not moved")
 // where libvirt says that it failed. The daemons do it among themselves, so when ctx
 // ends, or this process does, the move goes on: [Host.Locate] sees it and [Host.Abort]
 // ends it. progress, if not nil, is called now and then.
+//
+// Where the target has no post-copy, the guest moves without that.
 func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress func(driver.Progress)) (driver.Progress, error) {
+	told, err := h.move(ctx, guest, to, progress, h.cfg.Move.PostCopyAfter)
+	if h.cfg.Move.PostCopyAfter > 0 && errors.Is(err, ErrMove) && noPostCopy.MatchString(err.Error()) {
+		// It was refused before anything began.
+		return h.move(ctx, guest, to, progress, 0)
+	}
+	return told, err
+}
+
+// noPostCopy is what QEMU says on a host whose kernel does not let it have post-copy.
+var noPostCopy = regexp.MustCompile(`(?i)post-?copy is not supported`)
+
+func (h *Host) move(ctx context.Context, guest string, to fleet.Target, progress func(driver.Progress), postCopyAfter time.Duration) (driver.Progress, error) {
 	var last driver.Progress
 	fail := func(err error) (driver.Progress, error) {
 		return last, fmt.Errorf("move guest %s to %s: %w", guest, to.Host, err)
@@ -45,7 +60,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 	if err != nil {
 		return fail(err)
 	}
-	params, flags, err := h.request(s, d, to)
+	params, flags, err := h.request(s, d, to, postCopyAfter > 0)
 	if err != nil {
 		return fail(err)
 	}
@@ -62,7 +77,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 	}()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	postcopied := h.cfg.Move.PostCopyAfter == 0
+	postcopied := postCopyAfter == 0
 	for {
 		select {
 		case err = <-done:
@@ -87,7 +102,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 			if progress != nil {
 				progress(last)
 			}
-			if !postcopied && time.Since(begin) > h.cfg.Move.PostCopyAfter && last.Iteration > 1 {
+			if !postcopied && time.Since(begin) > postCopyAfter && last.Iteration > 1 {
 				postcopied = s.DomainMigrateStartPostCopy(d, 0) == nil
 			}
 		}
@@ -95,7 +110,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 }
 
 // request is what libvirt is asked for.
-func (h *Host) request(s *session, d rpc.Domain, to fleet.Target) ([]rpc.TypedParam, rpc.DomainMigrateFlags, error) {
+func (h *Host) request(s *session, d rpc.Domain, to fleet.Target, postCopy bool) ([]rpc.TypedParam, rpc.DomainMigrateFlags, error) {
 	flags := rpc.MigratePeer2peer | rpc.MigrateAbortOnError
 	state, _, err := s.DomainGetState(d, 0)
 	if err != nil {
@@ -126,7 +141,7 @@ func (h *Host) request(s *session, d rpc.Domain, to fleet.Target) ([]rpc.TypedPa
 	if m.AutoConverge {
 		flags |= rpc.MigrateAutoConverge
 	}
-	if m.PostCopyAfter > 0 {
+	if postCopy {
 		flags |= rpc.MigratePostcopy
 	}
 	if m.TLS {

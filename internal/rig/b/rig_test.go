@@ -140,15 +140,19 @@ func (r *rig) boot(name fleet.HostID, namespace, address, ca, credentials string
   data: /var/lib/tardigrade
   act: true
   guests: {libvirt: /share/libvirt/libvirt-sock}
-  migrate: {uri: "qemu+tls://{host}/system?pkipath=%s", data_uri: "tcp://{host}", tls: true, accept: true}
+  migrate: {uri: "qemu+tls://{host}/system?pkipath=%s", data_uri: "tcp://{host}", tls: true, post_copy_after: 1h, accept: true}
   units:
 %s`, name, address, name, r.Bus, pki, list),
+	}
+	allow := ""
+	if name == "two" { // VMs come to the other one without post-copy
+		allow = "@memlock"
 	}
 	for file, text := range authority.Libvirt(address) {
 		files[strings.TrimPrefix(pki, "/")+"/"+file] = text
 	}
 	return drivertest.Boot(r.t, drivertest.Host{
-		Units: units, Start: start, Program: self, Namespace: path(namespace), Name: string(name), Binds: map[string]string{"/common": r.common},
+		Units: units, Start: start, Program: self, Namespace: path(namespace), Name: string(name), Allow: allow, Binds: map[string]string{"/common": r.common},
 		Prepare: func(share string) error {
 			for _, d := range []string{"libvirt", "bin"} {
 				if err := os.Mkdir(filepath.Join(share, d), 0o755); err != nil {

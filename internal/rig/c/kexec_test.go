@@ -35,6 +35,10 @@ type figures struct {
 	GuestBoots int `json:"guest_boots"`
 	Lost       int `json:"lost"`
 	Corrupt    int `json:"corrupt"`
+	// CrashPoints is how often the agent was ended with kill -9 around the reset, and
+	// Recovered how often all guests ran on after that.
+	CrashPoints int `json:"crashpoints"`
+	Recovered   int `json:"recovered"`
 	// FrozenSeconds is for how long the guests did not run, as the agent reports it.
 	FrozenSeconds float64 `json:"frozen_s"`
 	// Seconds is the whole run.
@@ -110,6 +114,38 @@ func (i *inbox) account() rigtest.Account {
 	return w.Account()
 }
 
+// crashes are the steps in which the agent is killed, in this order, each in the next
+// execution that gets so far; the last one is that of the boot after the reset.
+var crashes = []string{"load the kernel", "freeze and save the VMs", "reset the kernel", "resume the VMs"}
+
+// killScript kills whatever of the agent runs once its journal has the intent of a step
+// once more. What it has done outlives the reset of the kernel.
+const killScript = `b=/bin/busybox
+d=/var/lib/kills
+$b mkdir -p $d
+count() { $b grep -o "\"name\":\"$1\",\"attempt\":1,\"state\":\"running\"" /var/lib/tardigrade/journal/executions.journal 2>/dev/null | $b wc -l; }
+note() { echo "$1" > $d/new; $b mv $d/new "$d/$2"; }
+read boot < /proc/sys/kernel/random/boot_id
+[ -e $d/boot ] || note $boot boot
+read first < $d/boot
+while [ $# -gt 0 ]; do
+	step=$1
+	shift
+	[ -e "$d/$step" ] && continue
+	while [ $# = 0 ] && [ $boot = $first ]; do
+		note "$(count "$step")" base
+		$b usleep 100000
+	done
+	[ -e $d/base ] || note 0 base
+	read base < $d/base
+	until [ "$(count "$step")" -gt "$base" ]; do $b usleep 20000; done
+	$b killall -9 tardigrade
+	[ $# -gt 0 ] && note "$(count "$1")" base
+	note done "$step"
+	echo "$step" | $b nc 10.0.2.2 PORT
+done
+`
+
 func TestKexec(t *testing.T) {
 	began := time.Now()
 	program := rigtest.Build(t, root)
@@ -119,7 +155,7 @@ func TestKexec(t *testing.T) {
 	if err != nil {
 		t.Fatalf("enroll: %v", err)
 	}
-	boots := listen(t)
+	boots, kills := listen(t), listen(t)
 	agentConfig := fmt.Sprintf(`agent:
   host: %s
   bus: nats://10.0.2.2:%s
@@ -142,11 +178,13 @@ func TestKexec(t *testing.T) {
 		"etc/tardigrade/credentials.json": string(credentials), "etc/tardigrade/agent.yaml": agentConfig,
 		// The unit as it is shipped, with the host's own paths.
 		"etc/systemd/system/tardigrade-resume.service": strings.NewReplacer(program, "/usr/bin/tardigrade", local, "/etc/tardigrade/agent.yaml").Replace(string(unit)) + "\n[Service]\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\n",
-		"etc/systemd/system/tardigrade-agent.service":  "[Service]\nExecStart=/usr/bin/tardigrade agent --config /etc/tardigrade/agent.yaml\nStandardError=tty\nTTYPath=/dev/ttyS0\nTimeoutStopSec=20s\n",
+		"etc/systemd/system/tardigrade-agent.service":  "[Service]\nExecStart=/usr/bin/tardigrade agent --config /etc/tardigrade/agent.yaml\nRestart=always\nRestartSec=100ms\nStandardError=tty\nTTYPath=/dev/ttyS0\nTimeoutStopSec=20s\n",
 		"etc/systemd/system/guests.service":            "[Unit]\nConditionPathExists=!/pmem/started\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh /etc/guests.sh\nStandardError=tty\nTTYPath=/dev/ttyS0\nKillMode=process\n",
+		"etc/systemd/system/kill.service":              "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sh /etc/kill.sh '" + strings.Join(crashes, "' '") + "'\n",
+		"etc/kill.sh":                                  strings.ReplaceAll(killScript, "PORT", fmt.Sprint(kills.port())),
 		"etc/systemd/system/watch.service":             "[Service]\nExecStart=/bin/sh /etc/watch.sh\n",
 	}
-	wants := []string{"tardigrade-agent.service", "guests.service", "watch.service"}
+	wants := []string{"tardigrade-agent.service", "guests.service", "watch.service", "kill.service"}
 	files["etc/systemd/system/default.target"] = "[Unit]\nRequires=basic.target\nAfter=basic.target\nWants=" + strings.Join(wants, " ") + "\n"
 	files["etc/systemd/system/basic.target.d/resume.conf"] = "[Unit]\nWants=tardigrade-resume.service\n" // systemctl enable
 	sector, err := rigtest.BootSector(guestMiB)
@@ -208,6 +246,8 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		before = append(before, i.account().Ticks)
 	}
 	var e fleet.Execution
+	f := figures{Rig: "c", Guests: guests}
+	freezes := 0
 	for tries := 1; ; tries++ {
 		code, text := p.Ask("POST", "/api/v1/executions", fmt.Sprintf(`{"host": %q, "action": "preserving-reset", "reason": "rig C"}`, hostName), nil)
 		if code != http.StatusAccepted || json.Unmarshal([]byte(text), &e) != nil {
@@ -216,11 +256,29 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		await("the execution is over", 5*time.Minute, func() bool {
 			return p.Read("/api/v1/executions/"+e.ID, &e) && e.State.Final()
 		})
-		// A host that is too slow to begin within 15 seconds has done nothing.
-		if e.State != fleet.ExecutionCancelled || tries == 3 {
+		t.Logf("try %d: %s: %s", tries, e.State, e.Outcome)
+		for _, s := range e.Steps {
+			if s.Name == "freeze and save the VMs" {
+				freezes++
+			}
+		}
+		// One in which the agent was killed before the reset has ended with the VMs as they
+		// were; a host that is too slow to begin within 15 seconds has done nothing.
+		if e.State == fleet.ExecutionSucceeded || e.State == fleet.ExecutionDegraded || tries == 8 {
 			break
 		}
-		t.Logf("try %d: %s: %s", tries, e.State, e.Outcome)
+		var now []uint32
+		for _, i := range stories {
+			now = append(now, i.account().Ticks)
+		}
+		await("the guests tick on", 2*time.Minute, func() bool {
+			for n, i := range stories {
+				if i.account().Ticks < now[n]+20 {
+					return false
+				}
+			}
+			return true
+		})
 	}
 	for _, s := range e.Steps {
 		t.Logf("%s: %s %s (%v)", s.Name, s.State, s.Detail, s.Ended.Sub(s.Started).Round(time.Millisecond))
@@ -236,7 +294,12 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		}
 		return true
 	})
-	f := figures{Rig: "c", Guests: guests}
+	// The guests ran on after each: that was awaited.
+	f.CrashPoints = len(kills.all())
+	f.Recovered = f.CrashPoints
+	if f.CrashPoints != len(crashes) {
+		t.Errorf("the agent was killed at %q, not at %q", kills.all(), crashes)
+	}
 	ids := boots.all()
 	f.BootID = len(ids) == 2 && len(ids[0]) > 30 && len(ids[1]) > 30 && ids[0] != ids[1]
 	for n, i := range stories {
@@ -244,7 +307,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		f.GuestBoots += a.Boots
 		f.Corrupt += int(a.Corrupt)
 		// The line that is being printed when a guest is stopped may get lost.
-		if a.Boots != 1 || a.Jumps > 1 || a.Garbled > 1 || a.Ticks < before[n] {
+		if a.Boots != 1 || a.Jumps > freezes || a.Garbled > freezes || a.Ticks < before[n] {
 			t.Errorf("guest %d: %+v", n, a)
 			f.Lost++
 		}
@@ -268,7 +331,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 func serve(t *testing.T, program, dir string) (plane *rigtest.Plane, config string) {
 	t.Helper()
 	config = filepath.Join(dir, "serve.yaml")
-	text := fmt.Sprintf("data: %s\napi: {listen: \"127.0.0.1:0\"}\nbus: {listen: \"127.0.0.1:0\"}\nagent: {disabled: true}\n", filepath.Join(dir, "serve"))
+	text := fmt.Sprintf("data: %s\napi: {listen: \"127.0.0.1:0\"}\nbus: {listen: \"127.0.0.1:0\"}\nagent: {disabled: true}\npolicy: {cooldown: 0s, min_healthy_ratio: 0}\n", filepath.Join(dir, "serve"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
