@@ -26,6 +26,9 @@ func TestReplay(t *testing.T) {
 		sum.Seen+len(sum.Missed) != sum.Incidents || sum.Incidents == 0 || sum.Recommendations == 0 {
 		t.Errorf("%+v", sum)
 	}
+	if days := sum.HostDays; days < 40 || days > 60 { // hosts that are being repaired send nothing, at the end as well
+		t.Errorf("20 hosts for 3 days are %v host days", days)
+	}
 	var last control.Replayed
 	for _, l := range lines[:len(lines)-1] {
 		r := decoded[control.Replayed](t, l)

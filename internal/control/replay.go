@@ -72,6 +72,8 @@ type ReplaySummary struct {
 	Samples int       `json:"samples"`
 	From    time.Time `json:"from"`
 	To      time.Time `json:"to"`
+	// HostDays is the time from the first sample to the last of each host, of all hosts together.
+	HostDays float64 `json:"host_days"`
 	// Recommendations are all, True those about an incident, False the others.
 	Recommendations int     `json:"recommendations"`
 	True            int     `json:"true"`
@@ -172,7 +174,7 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 	ahead := newForecast()
 	var out []Replayed
 	open := false
-	var last time.Time
+	var first, last time.Time
 	for s, err := range r.Source.Samples(ctx, h.ID) {
 		if err != nil {
 			return nil, err
@@ -187,6 +189,9 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 		prediction, err := p.Observe(&s)
 		if err != nil {
 			continue // as live: what is not newer than the last one is refused
+		}
+		if first.IsZero() {
+			first = s.Time
 		}
 		ahead.features.Observe(&s)
 		ahead.improve(made.roster, &prediction)
@@ -218,6 +223,7 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 	if open {
 		out[len(out)-1].Until = last
 	}
+	sum.HostDays += last.Sub(first).Hours() / 24
 	return out, nil
 }
 
@@ -327,7 +333,7 @@ func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.
 	if slices.Sort(leads); len(leads) > 0 {
 		sum.MedianLeadSeconds = leads[len(leads)/2]
 	}
-	if days := float64(sum.Hosts) * sum.To.Sub(sum.From).Hours() / 24; days > 0 {
-		sum.FalsePerHostDay = float64(sum.False) / days
+	if sum.HostDays > 0 {
+		sum.FalsePerHostDay = float64(sum.False) / sum.HostDays
 	}
 }
