@@ -39,7 +39,7 @@ and carries out its commands if agent.act is true.`,
 			if c.Agent.Host != "" && fleet.HostID(c.Agent.Host) != credentials.Host {
 				return fmt.Errorf("agent.host is %s, and the credentials in %s are for %s: enroll this host, or correct agent.host", c.Agent.Host, c.Agent.Credentials, credentials.Host)
 			}
-			roots, err := control.ClientTLS("agent.tls", c.Agent.TLS)
+			roots, err := control.ClientTLS("agent.tls.ca", c.Agent.TLS.CA)
 			if err != nil {
 				return err
 			}

@@ -22,12 +22,12 @@ import (
 func Main(version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	err := newRoot(version).ExecuteContext(ctx)
+	used, err := newRoot(version).ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(os.Stderr, "tardigrade: %v\nSee 'tardigrade --help'.\n", err)
+		fmt.Fprintf(os.Stderr, "tardigrade: %v\nSee '%s --help'.\n", err, used.CommandPath())
 		return 2
 	}
 	fmt.Fprintf(os.Stderr, "tardigrade: %v\n", err)
@@ -73,7 +73,7 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	f.BoolVar(&a.logJSON, "log-json", !isTerminal(os.Stderr), "log as JSON lines (the default where stderr is not a terminal)")
 	root.AddCommand(a.serve(), a.agent(), a.configCommand(), a.cordon())
 	root.AddCommand(a.audit(), a.model(), a.metrics(), a.bench(), a.sample(), a.deadletter(), a.evaluate())
-	root.AddCommand(a.policy(), a.freeze(), a.execution())
+	root.AddCommand(a.host(), a.recommendation(), a.policy(), a.freeze(), a.execution())
 	root.AddCommand(a.train(), a.job(), a.incident(), a.replay())
 	root.AddCommand(a.dataset())
 	return root

@@ -15,11 +15,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/control"
 )
 
 // client asks a running control plane.
 type client struct {
-	server, tokenFile string
+	server, tokenFile, ca string
 }
 
 // flags adds the flags that say where the control plane is, to a command and those under it.
@@ -31,6 +33,7 @@ func (c *client) localFlags(cmd *cobra.Command) { c.add(cmd.Flags()) }
 func (c *client) add(f *pflag.FlagSet) {
 	f.StringVar(&c.server, "server", "http://127.0.0.1:8080", "`address` of the control plane")
 	f.StringVar(&c.tokenFile, "token-file", "", "`file` with the token, where the control plane asks for one (or TARDIGRADE_TOKEN)")
+	f.StringVar(&c.ca, "ca", "", "`file` with the certificates (PEM) by which to know the control plane, instead of the system's")
 }
 
 // longest is the largest answer that is read.
@@ -90,7 +93,14 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	roots, err := control.ClientTLS("--ca", c.ca)
+	if err != nil {
+		return nil, err
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = roots
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask the control plane: %w; is it running there (tardigrade serve)? --server names another", err)
 	}

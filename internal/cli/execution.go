@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -18,7 +19,7 @@ func (a *app) execution() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "execution",
-		Short: "List executions, stop one, or read what its diagnostics conclude",
+		Short: "List executions, start or stop one, or read what its diagnostics conclude",
 		Long: `An execution is one run of an action on a host, through phases: recycle, diagnosis,
 preserving reset, live migration. 'tardigrade policy explain' says what may be executed now.`,
 	}
@@ -58,7 +59,38 @@ preserving reset, live migration. 'tardigrade policy explain' says what may be e
 	list.Flags().StringVar(&host, "host", "", "only those on this `host`")
 	list.Flags().StringVar(&state, "state", "", "only those in this `state`, such as handed-over")
 	list.Flags().IntVar(&limit, "limit", 20, "how many at most, up to 1000")
-	cmd.AddCommand(list, &cobra.Command{
+	var action, reason string
+	var dryRun bool
+	start := &cobra.Command{
+		Use: "start HOST", Short: "Act on a host without a recommendation",
+		Long: `Act on a host without a recommendation. The guard has the last word all the same: 'tardigrade
+policy explain --host HOST' says what it would say now. With --dry-run it is asked, and
+nothing is done.`,
+		Example: `  tardigrade execution start rack3-host12 --action recycle --reason "its storage agent hangs"`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("execution start needs the name of one host; 'tardigrade host list' shows them")}
+			}
+			if action == "" || reason == "" {
+				return usageError{fmt.Errorf("--action must say what is to be done (one of %v), and --reason why: it goes into the audit trail", fleet.Actions()[1:])}
+			}
+			var e fleet.Execution
+			body := map[string]any{"host": args[0], "action": action, "reason": reason, "dry_run": dryRun}
+			if err := c.do(cmd.Context(), http.MethodPost, "/api/v1/executions", body, &e); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if machineReadable(asJSON, out) {
+				return json.NewEncoder(out).Encode(e)
+			}
+			fmt.Fprintf(out, "%s of %s is %s: %s %s\n", e.Action, e.Host, e.State, e.ID, e.Outcome)
+			return nil
+		},
+	}
+	start.Flags().StringVar(&action, "action", "", "recycle, preserving-reset, live-migrate or hand-over")
+	start.Flags().StringVar(&reason, "reason", "", "why, for the audit trail")
+	start.Flags().BoolVar(&dryRun, "dry-run", false, "ask the guard, and do nothing")
+	cmd.AddCommand(list, start, &cobra.Command{
 		Use: "cancel ID", Short: "Stop an execution",
 		Long: `Stop an execution. What that means depends on where it is:
 

@@ -21,19 +21,19 @@ func ServerTLS(key string, c config.TLS) (*tls.Config, error) {
 	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
 }
 
-// ClientTLS loads the roots by which a client knows its server, nil where none
-// are configured.
-func ClientTLS(key string, c config.TLS) (*tls.Config, error) {
-	if c.CA == "" {
+// ClientTLS loads the roots by which a client knows its server from a PEM file, which key
+// names in errors; nil, the system's, where the file is "".
+func ClientTLS(key, file string) (*tls.Config, error) {
+	if file == "" {
 		return nil, nil
 	}
-	pem, err := os.ReadFile(c.CA)
+	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("%s.ca: %w", key, err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s.ca: %s has no PEM certificate", key, c.CA)
+		return nil, fmt.Errorf("%s: %s has no PEM certificate", key, file)
 	}
 	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, nil
 }
