@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +30,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "endless" {
+		fmt.Printf(`{"stage":"process %d","done":0.5}`+"\n", os.Getpid())
+		time.Sleep(time.Hour) // longer than any test
 	}
 	os.Exit(m.Run())
 }
@@ -200,6 +205,61 @@ func TestATrainingFromTheStream(t *testing.T) {
 		t.Errorf("%+v", j)
 	}
 	w.scoredBy(m.ID)
+}
+
+// A training that nobody wants any more is ended with its process, and the next one is done.
+func TestATrainingIsCancelled(t *testing.T) {
+	w := newWorld(t)
+	w.trainer = []string{"endless"}
+	w.lively()
+	w.up()
+	w.learned()
+	j, err := w.plane.Train(t.Context(), api.Training{Kind: "anomaly", StepS: 0.05}, "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage := await(w, "the progress of the training", func() (string, bool) {
+		j, err := w.plane.Job(t.Context(), j.ID)
+		return j.Stage, err == nil && j.State == "running" && strings.HasPrefix(j.Stage, "process ") && j.Done == 0.5
+	})
+	var pid int
+	if _, err := fmt.Sscanf(stage, "process %d", &pid); err != nil || pid == os.Getpid() {
+		t.Fatalf("it does not run in a process of its own: %q", stage)
+	}
+	if _, err := w.plane.CancelJob(t.Context(), j.ID, "bob"); err != nil {
+		t.Fatal(err)
+	}
+	await(w, "the end of the training", func() (any, bool) {
+		j, err := w.plane.Job(t.Context(), j.ID)
+		return nil, err == nil && j.State == "cancelled" && j.Error == "cancelled by bob"
+	})
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("its process still runs: %v", err)
+	}
+}
+
+// A champion that is older than it may be is trained anew, by itself where that is configured.
+func TestAnOldChampionIsTrainedAnew(t *testing.T) {
+	w := newWorld(t)
+	w.lively()
+	w.cfg.Model.Jobs = "automatic"
+	w.cfg.Model.RetrainEvery = config.Duration(24 * time.Hour)
+	w.cfg.Model.Drift.PSI = 1e6
+	w.up()
+	w.learned()
+	m := w.imports(trained(t, modelSeries, 2))
+	w.promoted(m.ID, true)
+	w.scoredBy(m.ID)
+	w.plane.lookAtModels(t.Context(), time.Now().Add(23*time.Hour))
+	if all, _ := w.plane.Jobs(t.Context()); len(all) != 0 {
+		t.Errorf("before its time: %+v", all)
+	}
+	w.plane.lookAtModels(t.Context(), time.Now().Add(25*time.Hour))
+	w.plane.lookAtModels(t.Context(), time.Now().Add(26*time.Hour))
+	all, err := w.plane.Jobs(t.Context())
+	if err != nil || len(all) != 1 || all[0].By != "model:"+m.ID || !strings.HasPrefix(all[0].Why, "age") {
+		t.Errorf("%+v, %v", all, err)
+	}
 }
 
 func TestLabels(t *testing.T) {

@@ -41,6 +41,9 @@ type world struct {
 	boot   atomic.Pointer[string]
 	taken  atomic.Int64 // samples
 
+	// trainer are the arguments of the process that trains.
+	trainer []string
+
 	plane *Plane
 	stop  func()
 }
@@ -49,7 +52,7 @@ func (w *world) setBoot(boot string) { w.boot.Store(&boot) }
 
 func newWorld(t *testing.T) *world {
 	t.Parallel()
-	w := &world{t: t, data: t.TempDir(), cfg: config.Default(), label: fleet.Host{ID: "h1", Units: []string{unit}, Version: "test"}}
+	w := &world{t: t, data: t.TempDir(), cfg: config.Default(), label: fleet.Host{ID: "h1", Units: []string{unit}, Version: "test"}, trainer: []string{"training"}}
 	w.cfg.Agent.Interval = config.Duration(50 * time.Millisecond)
 	w.cfg.Model.Learn = config.Duration(time.Second)
 	w.cfg.Policy.Cooldown = config.Duration(50 * time.Millisecond)
@@ -66,7 +69,7 @@ func (w *world) up() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	plane, err := Open(w.t.Context(), Options{Config: w.cfg, Dir: dir, Version: "test", Demo: w.demo, Trainer: []string{"training"}, Log: quiet})
+	plane, err := Open(w.t.Context(), Options{Config: w.cfg, Dir: dir, Version: "test", Demo: w.demo, Trainer: w.trainer, Log: quiet})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
 // Package jobs runs trainings: one at a time, each in a process of its own with limited
-// memory and time, so that nothing that happens there touches the control plane.
+// memory and time, so that nothing that happens there touches the control plane. Whatever else
+// should not be done in a process that goes on, such as what golearn does, runs likewise ([Child.Process]).
 package jobs
 
 import (
