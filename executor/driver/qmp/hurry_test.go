@@ -15,10 +15,10 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
-// urgent counts the real-time threads of a guest's processes.
-func urgent(t *testing.T, g *rigtest.QEMU) (n, all int) {
+// urgent counts the real-time threads of processes.
+func urgent(t *testing.T, pids ...int) (n, all int) {
 	t.Helper()
-	for _, pid := range g.PIDs() {
+	for _, pid := range pids {
 		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 		if err != nil {
 			t.Fatal(err)
@@ -52,10 +52,15 @@ func TestAFrozenGuestIsUrgent(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			old := g.PIDs()
 			p.Station = func(name string) error {
-				n, all := urgent(t, g)
+				n, all := urgent(t, g.PIDs()...)
 				if frozen := name == "frozen" || name == "loaded"; frozen && n != all || !frozen && n > 0 && name != "written" && name != "ended" {
 					t.Errorf("%s: %d of %d threads go before others", name, n, all)
+				}
+				// Its end, with all its mapped RAM, keeps no other guest from running.
+				if n, _ := urgent(t, old...); name == "ended" && n != 0 {
+					t.Errorf("%d threads of the old process end in a hurry", n)
 				}
 				if name == crash {
 					return errors.New("crash")
@@ -78,7 +83,7 @@ func TestAFrozenGuestIsUrgent(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if n, _ := urgent(t, g); n != 0 {
+			if n, _ := urgent(t, g.PIDs()...); n != 0 {
 				t.Errorf("%d threads go before others for ever", n)
 			}
 			if a, err := unix.SchedGetAttr(os.Getpid(), 0); err != nil || a.Policy != unix.SCHED_NORMAL {

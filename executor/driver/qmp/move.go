@@ -170,7 +170,8 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 	if err != nil {
 		return 0, errors.Join(err, abandon())
 	}
-	defer old.hurry(g.Way)()
+	rest := old.hurry(g.Way)
+	defer rest()
 	calm := func() {}
 	if next != nil {
 		calm = next.hurry(g.Way)
@@ -201,6 +202,7 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 	}
 	// From here on the new process has the guest. The old one has let go of everything
 	// and need not end in an orderly way, which takes longer the more RAM it has mapped.
+	rest() // there is no hurry with the end of so much mapped RAM
 	if err := p.handOver(g); err != nil {
 		return 0, err
 	}
