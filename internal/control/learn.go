@@ -114,7 +114,7 @@ var phaseActions = map[fleet.Phase]fleet.Action{fleet.PhaseRecycle: fleet.Action
 
 // attempts says what an execution that has ended tried, and against what. All but the last have
 // failed; the last has too, unless the execution succeeded: then it counts as a cure if the
-// fault does not come back within triedFor.
+// fault does not come back within triedFor. What a person stopped does not count.
 func attempts(rec fleet.Recommendation, e fleet.Execution) []attempt {
 	if e.State == fleet.ExecutionCancelled {
 		return nil
@@ -129,6 +129,8 @@ func attempts(rec fleet.Recommendation, e fleet.Execution) []attempt {
 	}
 	if n := len(out); n > 0 && e.State == fleet.ExecutionSucceeded {
 		out[n-1].failed = false
+	} else if n > 1 && e.CancelledBy != "" {
+		out = out[:n-1] // a person stopped it, which says nothing of what it would have done
 	}
 	return out
 }

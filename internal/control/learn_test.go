@@ -100,6 +100,10 @@ func TestAttempts(t *testing.T) {
 	if got := attempts(rec, through); len(got) != 2 || !got[1].failed {
 		t.Errorf("%+v", got)
 	}
+	through.CancelledBy = "ann"
+	if got := attempts(rec, through); len(got) != 1 || got[0].action != fleet.ActionRecycle || !got[0].failed {
+		t.Errorf("a reset that was stopped has taught %+v", got)
+	}
 	through.State = fleet.ExecutionCancelled
 	if got := attempts(rec, through); len(got) != 0 {
 		t.Errorf("what was cancelled has taught %+v", got)
