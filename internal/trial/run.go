@@ -62,6 +62,13 @@ const (
 	certain = 0.98
 	// triedLately is for how long after an action one sample is enough, too.
 	triedLately = time.Hour
+	// inVain is what an action costs a sound host, in VM-seconds: as much as a live migration of eight VMs. Where
+	// the next sample is cheaper to wait for, it is waited for, unless something has seemed to be wrong for persists
+	// samples already.
+	inVain   = 5.0
+	persists = 30
+	// noise is the share of its time that a VM loses to a noisy neighbour, about.
+	noise = 0.2
 )
 
 // decider is a policy that sees predictions.
@@ -98,6 +105,7 @@ type watch struct {
 	f       *simulator.Fleet
 	model   *failure.Model
 	policy  decider
+	costs   predictor.Costs
 	members []member
 	ids     map[fleet.HostID]int
 	p, s    []float64
@@ -155,7 +163,7 @@ func (t *Trial) keep(ctx context.Context, c Fleet, name string, p decider, step 
 	var each func(samples []fleet.Sample) error
 	switch {
 	case p != nil:
-		each = newWatch(f, t.Model, p, &r).step
+		each = newWatch(f, t.Model, p, t.Costs, &r).step
 	case name == "reactive":
 		each = func([]fleet.Sample) error { return nil }
 	default:
@@ -184,8 +192,8 @@ func (t *Trial) keep(ctx context.Context, c Fleet, name string, p decider, step 
 	return r, nil
 }
 
-func newWatch(f *simulator.Fleet, m *failure.Model, p decider, r *Result) *watch {
-	w := &watch{f: f, model: m, policy: p, ids: map[fleet.HostID]int{}, result: r, scorer: m.Scorer(),
+func newWatch(f *simulator.Fleet, m *failure.Model, p decider, costs predictor.Costs, r *Result) *watch {
+	w := &watch{f: f, model: m, policy: p, costs: costs, ids: map[fleet.HostID]int{}, result: r, scorer: m.Scorer(),
 		p: make([]float64, len(m.Horizons())), s: make([]float64, len(m.Signatures()))}
 	for i, h := range f.Hosts() {
 		w.ids[h.ID] = i
@@ -270,6 +278,9 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error 
 	w.model.Failure(w.p, m.x)
 	best := w.model.Signature(w.s, m.x)
 	signature := fleet.Signature(w.model.Signatures()[best])
+	if !hangs && m.over < persists && !w.hurries(odd, signature, len(h.VMs)) {
+		return nil
+	}
 	if hangs {
 		signature, w.s[best], odd = fleet.SignatureServiceHang, 1, max(odd, 0.95)
 		w.p[len(w.p)-1] = max(w.p[len(w.p)-1], 0.9)
@@ -299,6 +310,16 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error 
 		return nil
 	}
 	return w.act(n, m, d.Action, signature, s.Time)
+}
+
+// hurries tells whether to wait for another sample is expected to cost more than to act in vain: the former
+// where there is a fault, of which the host fails or which takes the VMs' time, the latter where there is none.
+func (w *watch) hurries(odd float64, signature fleet.Signature, vms int) bool {
+	perMinute := max(w.p[0]/5, w.p[1]/60) * w.costs.CrashSeconds
+	if signature == fleet.SignatureNoisyNeighbour {
+		perMinute += noise * 60
+	}
+	return odd*perMinute*float64(max(vms, 1)) > (1-odd)*inVain
 }
 
 func (w *watch) act(n int, m *member, a fleet.Action, signature fleet.Signature, now time.Time) error {
