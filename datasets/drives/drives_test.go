@@ -29,16 +29,22 @@ func dir(t *testing.T, files map[string]string) string {
 	return d
 }
 
-func TestDrivesAreRead(t *testing.T) {
+func zipped(t *testing.T, text string) string {
+	t.Helper()
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)
-	if _, err := w.Write([]byte(header + "C,X1,1,2016-01-01,0,1,0,,,,,,,,,\n")); err != nil {
+	if _, err := w.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	all, err := Open(dir(t, map[string]string{"a.csv": good, "b.csv.gz": z.String(), "README.md": "x"}))
+	return z.String()
+}
+
+func TestDrivesAreRead(t *testing.T) {
+	z := zipped(t, header+"C,X1,1,2016-01-01,0,1,0,,,,,,,,,\n")
+	all, err := Open(dir(t, map[string]string{"a.csv": good, "b.csv.gz": z, "README.md": "x"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +72,10 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"out of order":      {header + row + strings.Replace(row, "100,200", "50,90", 1), ":3: drive A: times out of order"},
 		"overlap":           {header + row + strings.Replace(row, "100,200", "150,290", 1), "times out of order"},
 		"no span":           {header + strings.Replace(row, "100,200", "200,200", 1), "no span of time"},
+		"time not a number": {header + strings.Replace(row, "100,200", "NaN,200", 1), ":2: drive A: from NaN to 200 hours is no span of time"},
+		"no time":           {header + strings.Replace(row, "100,200", ",200", 1), "no span of time"},
+		"before its birth":  {header + strings.Replace(row, "100,200", "-5,200", 1), "no span of time"},
+		"column missing":    {strings.Replace(header, ",smart_187", "", 1), "1: the column smart_187 is missing"},
 		"after its failure": {header + strings.Replace(row, "200,0", "200,1", 1) + strings.Replace(row, "100,200", "300,400", 1), "after its failure"},
 		"fails":             {header + strings.Replace(row, "200,0", "200,2", 1), `fails is "2"`},
 		"day":               {header + strings.Replace(row, "2015-01-01", "1.1.15", 1), "min_date"},
@@ -74,6 +84,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"no serial number":  {header + row[1:], "without serial number"},
 		"ragged":            {header + "A,X\n", "wrong number of fields"},
 		"cut off":           {"\x1f\x8b\x08\x00\x00", "the file is cut off"},
+		"cut off later":     {zipped(t, good)[:len(zipped(t, good))-20], "the file is cut off"},
 	} {
 		_, err := Open(dir(t, map[string]string{"d.csv": c.text}))
 		if err == nil || !strings.Contains(err.Error(), c.want) {

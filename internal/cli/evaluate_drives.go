@@ -45,9 +45,11 @@ An instant counts if its outcome is known: the drive fails, or is seen working f
   detected_at_far_1pct    threshold at which one in 1000 (100) of the drives that go on working gets an
                           alarm at any time while it is judged. Drives that say nothing new in the
                           30 days before they fail (silent) are not counted: nothing could be judged
+  detected_within_30d_... the same, but only alarms in the 30 days before the failure count
   detected_of_all_...     the same with the silent drives counted
   ..._monthly             the same with one false alarm in 1000 (100) drives and 30 days
   median_lead_days        from the first alarm to the failure, at 1 %
+  ..._with_bad_sectors    share of the failing and of the working drives that count any bad sector
   train_s                 CPU seconds to train`,
 		Example: `  tardigrade evaluate drives --data data/hdd --json
   tardigrade evaluate drives --data data/hdd --save drives.model

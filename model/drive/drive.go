@@ -18,6 +18,9 @@ var faulty = [Attributes]bool{0: true, 1: true, 3: true, 4: true, 5: true, 6: tr
 
 const powerCycles = 2
 
+// defects are the attributes that count sectors which cannot be read or had to be replaced: those that tell most.
+var defects = [...]int{0, 3, 7, 8}
+
 // Observation is what a drive said at an instant, in power-on hours. It holds until the next one.
 type Observation struct {
 	Hours  float64
@@ -31,7 +34,9 @@ var horizons = [...]float64{1.5 * day, 7 * day, 30 * day, 90 * day}
 
 var horizonNames = [...]string{"1d", "7d", "30d", "90d"}
 
-// Features are the names of what a failure is predicted from.
+// Features are the names of what a failure is predicted from. "defects" are those of all attributes
+// that count bad sectors, added up; "..._since_h" is how long ago a value changed last, "..._last_gap_h" how long before that
+// it had changed, and "..._below_max" by how much it fell.
 func Features() []string {
 	out := []string{"age_h", "size_tb", "model_rate", "since_change_h", "last_gap_h", "changes_1d", "changes_7d", "changes_30d", "changes_90d", "faulty_attributes", "faulty_changes_30d", "power_cycles_per_kh"}
 	for _, a := range Names {
@@ -41,7 +46,10 @@ func Features() []string {
 		}
 		out = append(out, a+"_below_max", a+"_since_h", a+"_changes_7d", a+"_changes_30d", a+"_changes_90d", a+"_last_change", a+"_last_gap_h")
 	}
-	return out
+	return append(out, "first_seen_h", "watched_h", "changes", "missing", "changed_attributes_1d", "changed_attributes_7d", "changed_attributes_30d",
+		"defects", "defects_7d", "defects_30d", "defects_90d", "defects_accelerated", "defects_changes_7d", "defects_changes_90d",
+		"defects_since_h", "defects_last_gap_h", "defects_last_change", "defects_first_h", "defects_for_h",
+		"reallocated_watched", "uncorrectable_watched", "pending_watched")
 }
 
 // fill computes the features at an instant from the observations until then, in order. What comes after the
@@ -72,6 +80,7 @@ func fill(dst []float64, seen []Observation, now, size, rate float64) {
 	}
 	faults, faultyChanges := 0, 0
 	at := 12
+	var changed [len(horizons)]int // attributes but for power cycles that changed
 	for a := range Attributes {
 		v := last.Values[a]
 		dst[at] = v
@@ -103,6 +112,11 @@ func fill(dst []float64, seen []Observation, now, size, rate float64) {
 				}
 			}
 		}
+		for h := range horizons {
+			if changes[h] > 0 && a != powerCycles {
+				changed[h]++
+			}
+		}
 		dst[at], dst[at+1] = top-v, since
 		dst[at+2], dst[at+3], dst[at+4] = float64(changes[1]), float64(changes[2]), float64(changes[3])
 		dst[at+5], dst[at+6] = step, pause
@@ -113,4 +127,81 @@ func fill(dst []float64, seen []Observation, now, size, rate float64) {
 	}
 	dst[9], dst[10] = float64(faults), float64(faultyChanges)
 	dst[11] = last.Values[powerCycles] / max(now, 1) * 1000
+	missing := 0
+	for _, v := range last.Values {
+		if v != v {
+			missing++
+		}
+	}
+	first := seen[0]
+	n := copy(dst[at:], []float64{first.Hours, now - first.Hours, float64(len(seen) - 1), float64(missing), float64(changed[0]), float64(changed[1]), float64(changed[2])})
+	n += fillDefects(dst[at+n:], seen, before, now)
+	for k, a := range defects[:3] {
+		dst[at+n+k] = last.Values[a] - first.Values[a]
+	}
+}
+
+// fillDefects computes the features of all defects together, and returns how many those are.
+func fillDefects(dst []float64, seen []Observation, before [len(horizons)]int, now float64) int {
+	const week, month, quarter = 1, 2, 3 // of horizons
+	nan := math.NaN()
+	last := len(seen) - 1
+	total := bad(seen[last])
+	grown := func(h int) float64 { return total - bad(seen[before[h]]) }
+	since, gap, step, began := nan, nan, nan, nan
+	var changes [len(horizons)]int
+	for k := last; k >= 0; k-- {
+		if bad(seen[k]) > 0 {
+			began = seen[k].Hours
+		}
+		if k == 0 || !differ(seen[k-1], seen[k]) {
+			continue
+		}
+		for h := range horizons {
+			if k > before[h] {
+				changes[h]++
+			}
+		}
+		switch {
+		case since != since:
+			since, step = now-seen[k].Hours, bad(seen[k])-bad(seen[k-1])
+		case gap != gap:
+			gap = now - seen[k].Hours - since
+		}
+	}
+	// How much faster it grew in the last week than in the three before.
+	accelerated := grown(week) - (grown(month)-grown(week))*7/23
+	return copy(dst, []float64{total, grown(week), grown(month), grown(quarter), accelerated, float64(changes[week]), float64(changes[quarter]), since, gap, step, began, now - began})
+}
+
+// quiet says whether a drive counts nothing that goes wrong.
+func quiet(o Observation) bool {
+	for a, v := range o.Values {
+		if faulty[a] && v > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// bad is how many defects a drive has, of all kinds; what is missing counts as none.
+func bad(o Observation) float64 {
+	sum := 0.0
+	for _, a := range defects {
+		if v := o.Values[a]; v == v {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// differ says whether a count of defects that both have is another one.
+func differ(a, b Observation) bool {
+	for _, k := range defects {
+		v, w := a.Values[k], b.Values[k]
+		if v != w && v == v && w == w {
+			return true
+		}
+	}
+	return false
 }

@@ -39,6 +39,11 @@ func TestFeatures(t *testing.T) {
 		"power_cycles": 6, "power_cycles_1d": 0, "power_cycles_30d": 1, "power_cycles_since_h": 6 * day,
 		"uncorrectable": 1, "uncorrectable_7d": nan, "uncorrectable_since_h": nan,
 		"pending": 0, "pending_90d": 0,
+		"first_seen_h": 1000, "watched_h": 66 * day, "changes": 3, "missing": 0,
+		"changed_attributes_1d": 1, "changed_attributes_7d": 1, "changed_attributes_30d": 1,
+		"defects": 21, "defects_7d": 13, "defects_30d": 13, "defects_90d": 21, "defects_accelerated": 13, "defects_changes_7d": 1, "defects_changes_90d": 2,
+		"defects_since_h": day, "defects_last_gap_h": 55 * day, "defects_last_change": 12, "defects_first_h": 1000 + 10*day, "defects_for_h": 56 * day,
+		"reallocated_watched": 20, "uncorrectable_watched": nan, "pending_watched": 0,
 	} {
 		if g, ok := got[name]; !ok || g != want && !(g != g && want != want) {
 			t.Errorf("%s is %v, not %v", name, g, want)
@@ -107,7 +112,7 @@ func TestFailuresArePredicted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.AUCPR < 0.5 || v.Detected1 < 0.5 || v.Detected01 > v.Detected1 || v.Lead < 7 || v.All1 > v.Detected1 || v.Monthly1 < v.Detected1 {
+	if v.AUCPR < 0.5 || v.Detected1 < 0.5 || v.Detected01 > v.Detected1 || v.Lead < 7 || v.All1 > v.Detected1 || v.Monthly1 < v.Detected1 || v.Timely1 > v.Detected1 || v.Timely1 < 0.5 || v.FailingBad < v.Detected1 || v.WorkingBad > 0.8 {
 		t.Errorf("%+v", v)
 	}
 	if v.Failing != 120 || v.Working != 480 || v.Silent != 30 {
@@ -192,4 +197,21 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestWhatCountsAsDetected(t *testing.T) {
+	fails := func(last float64, scores ...float64) judged {
+		return judged{Drive: &Drive{Failed: true, End: 100 * day}, at: []float64{10 * day, last * day}, score: scores}
+	}
+	all := []judged{
+		fails(90, 0.9, 0.1), // an alarm, but too early to be timely
+		fails(90, 0.1, 0.9),
+		fails(90, 0.1, 0.1),
+		fails(60, 0.1, 0.9), // silent in the last 30 days
+	}
+	got := detected(all, 0.5, Verdict{Failing: 4, Silent: 1})
+	want := detection{heard: 2.0 / 3, timely: 1.0 / 3, ofAll: 0.75, lead: 40}
+	if got != want {
+		t.Errorf("%+v, not %+v", got, want)
+	}
 }

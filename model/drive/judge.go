@@ -24,6 +24,10 @@ type Verdict struct {
 	// All are the shares of all failing drives, also of the silent ones.
 	All01 float64 `json:"detected_of_all_at_far_0.1pct"`
 	All1  float64 `json:"detected_of_all_at_far_1pct"`
+	// Timely are the shares of those that are not silent with an alarm in the last Horizon before they failed, at
+	// the same thresholds: earlier alarms don't count.
+	Timely01 float64 `json:"detected_within_30d_at_far_0.1pct"`
+	Timely1  float64 `json:"detected_within_30d_at_far_1pct"`
 	// Monthly are the shares detected where one in 1000 and one in 100 of the other drives gets
 	// a false alarm in 30 days.
 	Monthly01 float64 `json:"detected_at_far_0.1pct_monthly"`
@@ -33,6 +37,11 @@ type Verdict struct {
 	Working int `json:"working"`
 	Failing int `json:"failing"`
 	Silent  int `json:"silent"`
+	// FailingBad and WorkingBad are which shares of the failing drives that are not silent, and of the
+	// working ones, ever counted a bad sector while they were judged: more than the first can hardly
+	// be detected, with fewer false alarms than the second.
+	FailingBad float64 `json:"failing_with_bad_sectors"`
+	WorkingBad float64 `json:"working_with_bad_sectors"`
 	// Instants are those with a known outcome, Positive those of them that a failure follows within Horizon.
 	Instants int `json:"instants"`
 	Positive int `json:"positive"`
@@ -42,6 +51,7 @@ type Verdict struct {
 type judged struct {
 	*Drive
 	at, score []float64 // by instant, those with a known outcome only
+	bad       bool      // it counted a bad sector at one of them
 }
 
 // Judge scores drives, none of which may have been learned from, at each instant with a known
@@ -67,6 +77,7 @@ func (m *Model) Judge(drives []Drive) (Verdict, error) {
 			}
 			fill(rows[n], j.Seen[:k+1], now, j.SizeTB, m.rates.of(j.Model))
 			j.at = append(j.at, now)
+			j.bad = j.bad || bad(j.Seen[k]) > 0
 			labels = append(labels, fails)
 			if fails {
 				v.Positive++
@@ -82,16 +93,21 @@ func (m *Model) Judge(drives []Drive) (Verdict, error) {
 	}
 	v.Instants = len(labels)
 	var ever, monthly []float64 // highest score of a working drive, ever and in each 30 days
-	months := 0
+	months, failingBad, workingBad := 0, 0, 0
 	for _, j := range all {
 		if j.Failed {
 			v.Failing++
 			if j.silent() {
 				v.Silent++
+			} else if j.bad {
+				failingBad++
 			}
 			continue
 		}
 		v.Working++
+		if j.bad {
+			workingBad++
+		}
 		ever = append(ever, slices.Max(j.score))
 		begin := max(j.From, j.Seen[0].Hours)
 		months += int((j.End-Horizon-begin)/Horizon) + 1
@@ -115,12 +131,13 @@ func (m *Model) Judge(drives []Drive) (Verdict, error) {
 	if v.AUCPR, err = metrics.AUCPR(scores, labels); err != nil {
 		return v, fmt.Errorf("drives: %w", err)
 	}
-	t := threshold(ever, len(ever), 0.001)
-	v.Detected01, v.All01, v.Lead01 = detected(all, t, v)
-	t = threshold(ever, len(ever), 0.01)
-	v.Detected1, v.All1, v.Lead = detected(all, t, v)
-	v.Monthly01, _, _ = detected(all, threshold(monthly, months, 0.001), v)
-	v.Monthly1, _, _ = detected(all, threshold(monthly, months, 0.01), v)
+	v.FailingBad, v.WorkingBad = float64(failingBad)/float64(v.Failing-v.Silent), float64(workingBad)/float64(v.Working)
+	rare := detected(all, threshold(ever, len(ever), 0.001), v)
+	v.Detected01, v.All01, v.Timely01, v.Lead01 = rare.heard, rare.ofAll, rare.timely, rare.lead
+	often := detected(all, threshold(ever, len(ever), 0.01), v)
+	v.Detected1, v.All1, v.Timely1, v.Lead = often.heard, often.ofAll, often.timely, often.lead
+	v.Monthly01 = detected(all, threshold(monthly, months, 0.001), v).heard
+	v.Monthly1 = detected(all, threshold(monthly, months, 0.01), v).heard
 	return v, nil
 }
 
@@ -137,27 +154,40 @@ func threshold(scores []float64, n int, share float64) float64 {
 	return scores[k]
 }
 
-// detected are the shares of failing drives whose score was above the threshold, of those that
-// are not silent and of all, and the median of days from then until they failed.
-func detected(all []judged, threshold float64, v Verdict) (heard, ofAll, lead float64) {
+// detection is how many of the failing drives had a score above a threshold.
+type detection struct {
+	heard  float64 // share of those that are not silent
+	timely float64 // the same, with only the scores of the last Horizon
+	ofAll  float64
+	lead   float64 // median of days from the first such score to the failure
+}
+
+func detected(all []judged, threshold float64, v Verdict) detection {
 	var leads []float64
-	loud := 0
+	heard, timely := 0, 0
 	for _, j := range all {
 		if !j.Failed {
 			continue
 		}
-		i := slices.IndexFunc(j.score, func(s float64) bool { return s > threshold })
+		above := func(s float64) bool { return s > threshold }
+		i := slices.IndexFunc(j.score, above)
 		if i < 0 {
 			continue
 		}
 		leads = append(leads, (j.End-j.at[i])/day)
 		if !j.silent() {
-			loud++
+			heard++
+		}
+		late := slices.IndexFunc(j.at, func(at float64) bool { return j.End-at <= Horizon })
+		if late >= 0 && slices.ContainsFunc(j.score[late:], above) {
+			timely++
 		}
 	}
+	loud := float64(v.Failing - v.Silent)
+	d := detection{heard: float64(heard) / loud, timely: float64(timely) / loud, ofAll: float64(len(leads)) / float64(v.Failing)}
 	if len(leads) > 0 {
 		slices.Sort(leads)
-		lead = leads[len(leads)/2]
+		d.lead = leads[len(leads)/2]
 	}
-	return float64(loud) / float64(v.Failing-v.Silent), float64(len(leads)) / float64(v.Failing), lead
+	return d
 }

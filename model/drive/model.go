@@ -58,7 +58,7 @@ type Model struct {
 const mostInstants = 1_000_000
 
 // averaged is how many models are trained, each on other random features.
-const averaged = 4
+const averaged = 6
 
 // Train learns from drives. Progress, where it is not nil, is called after each tree.
 func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done, of int)) (*Model, error) {
