@@ -184,6 +184,9 @@ func (a *analysis) ofBadUnit(l *line, culprit string) bool {
 		return true
 	case a.bad[unitOf(l.file)], a.bad[culprit]:
 		return true
+	case l.origin == fromProgram && l.program != "" && a.bad[l.program+".service"]:
+		// The journal does not know the unit of a process that ended just as it wrote.
+		return true
 	case l.origin == fromKernel:
 		// The kernel cuts names to 15 bytes.
 		for n := range a.names {

@@ -399,3 +399,23 @@ func TestRootCauseIsBounded(t *testing.T) {
 		t.Errorf("the summary has %d bytes", len(s))
 	}
 }
+
+// The last words of a process may come to the journal when it is gone, so that they are
+// in the host's journal only, and not in that of its unit.
+func TestLastWordsBelongToTheServiceOfTheirName(t *testing.T) {
+	score := func(program string) float64 {
+		const failed = "systemd[1]: nova.service: Main process exited, code=exited, status=1/FAILURE"
+		unit := evidenceFile{name: "units/nova.service/journal.log", data: []byte(at(-time.Minute) + failed + "\n")}
+		r := cause(t, failing("nova.service"), "", unit, journal(at(-time.Minute)+program+"[7]: write /var/lib/nova: no space left on device", at(-time.Minute)+failed))
+		for _, s := range r.Suspects {
+			if s.Rule == "no-space" {
+				return s.Score
+			}
+		}
+		t.Fatalf("not found: %+v", r.Suspects)
+		return 0
+	}
+	if own, other := score("nova"), score("backup"); own < 0.8 || own <= other {
+		t.Errorf("%v where it is the service's own, %v otherwise", own, other)
+	}
+}
