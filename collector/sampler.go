@@ -33,9 +33,9 @@ type Config struct {
 	// UnitStats asks systemd about units. Without it a unit counts as active
 	// while its cgroup has processes, and restarts are not known.
 	UnitStats UnitStats
-	// UnitHealth returns for each unit with a health check whether it passed.
-	// It may return what an earlier check found.
-	UnitHealth func(ctx context.Context) map[string]bool
+	// UnitHealth returns what the health check of each unit found. It may return what an earlier
+	// check found.
+	UnitHealth func(ctx context.Context) map[string]UnitHealth
 	// VMs is the hypervisor; nil means that there is none to ask.
 	VMs VMs
 	// MaxInstances bounds the series of each source that come and go with

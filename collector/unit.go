@@ -558,7 +558,15 @@ var healthMetrics = append([]Metric{
 	gauge("units_unhealthy", "1", "units whose health check failed", "health checks of the configuration"),
 }, each("unit",
 	state("unit_healthy", "whether the unit's health check passed", "health checks of the configuration"),
+	ratio("unit_health_used_ratio", "share of its time limit that the unit's health check took", "health checks of the configuration"),
 )...)
+
+// UnitHealth is what a unit's health check found.
+type UnitHealth struct {
+	Healthy bool
+	// Used is the share of its time limit that the check took, NaN where that is not known.
+	Used float64
+}
 
 type healthSource struct{ h *host }
 
@@ -575,12 +583,13 @@ func (s *healthSource) collect(ctx context.Context, f *frame) error {
 		return errNoData
 	}
 	unhealthy := 0
-	for name, healthy := range health {
-		if !healthy {
+	for name, h := range health {
+		if !h.Healthy {
 			unhealthy++
 		}
 		if validUnit(name) == nil && f.admit(name) {
-			f.setOf("unit_healthy", name, b2f(healthy))
+			f.setOf("unit_healthy", name, b2f(h.Healthy))
+			f.setOf("unit_health_used_ratio", name, h.Used)
 		}
 	}
 	f.set("units_unhealthy", float64(unhealthy))

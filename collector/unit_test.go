@@ -324,13 +324,14 @@ func TestSystemdSource(t *testing.T) {
 }
 
 func TestHealthSource(t *testing.T) {
-	health := map[string]bool{"a.service": true, "b.service": false, "bad name": false}
-	h := &host{config: Config{UnitHealth: func(context.Context) map[string]bool { return health }}}
+	health := map[string]UnitHealth{"a.service": {true, 0.25}, "b.service": {false, math.NaN()}, "bad name": {}}
+	h := &host{config: Config{UnitHealth: func(context.Context) map[string]UnitHealth { return health }}}
 	r := newReading(t, newHealthSource(h), healthMetrics)
 	if err := r.next(); err != nil {
 		t.Fatal(err)
 	}
-	r.want(map[string]float64{"unit_healthy{a.service}": 1, "unit_healthy{b.service}": 0, "units_unhealthy": 2})
+	r.want(map[string]float64{"unit_healthy{a.service}": 1, "unit_healthy{b.service}": 0, "units_unhealthy": 2,
+		"unit_health_used_ratio{a.service}": 0.25, "unit_health_used_ratio{b.service}": math.NaN()})
 	health = nil
 	if err := r.next(); !errors.Is(err, errNoData) {
 		t.Errorf("without checks: %v", err)

@@ -27,6 +27,9 @@ type evidence struct {
 	memory  []memorySeries
 	limits  []limitSeries
 	counts  []countSeries
+	slow    []slowSeries
+	waits   [3]int // pressure on CPUs, memory and I/O, or -1
+	waitsV  [3]float64
 	avail   int    // memory_available_bytes, or -1
 	resent  int    // tcp_retransmit_ratio, or -1
 	lossy   uint32 // the last samples, a bit each
@@ -41,6 +44,16 @@ type healthSeries struct {
 	bad    int       // samples in a row that were not healthy
 	since  time.Time // of the first of them
 	seen   bool      // was healthy once: a unit that never was is not failing now
+}
+
+// slowSeries is how long a unit's health check takes, as a share of its time limit.
+type slowSeries struct {
+	column int
+	unit   string
+	usual  float64 // mean of what was not slow
+	n      int     // samples that it is known from
+	slow   uint32  // the last samples, a bit each
+	last   float64
 }
 
 type memorySeries struct {
@@ -87,6 +100,13 @@ const (
 	resentRatio = 0.03 // of the segments sent, from which a sample counts as lossy
 	lossyOf     = 20   // last samples
 	lossyLeast  = 6    // that must be lossy
+	slowRatio   = 0.25 // of a health check's time limit, from which it may be slow
+	slowTimes   = 4    // what is usual for it, and it is
+	slowOf      = 20   // last samples
+	slowLeast   = 5    // that must be slow
+	slowKnown   = 15   // samples from which the usual is known
+	slowMemory  = 60   // samples over which it is forgotten to 1/e
+	waiting     = 0.5  // share of the time in which tasks wait, from which that is why
 )
 
 type countSeries struct {
@@ -121,7 +141,10 @@ var unscored = map[string]bool{"uptime_seconds": true, "clock_max_error_seconds"
 // Metrics lists the metrics whose meaning this package relies on, for a test that
 // the catalogue has them.
 func Metrics() []string {
-	out := []string{unitMemory, unitUsed, unitHealthy, unitActive, availableBytes}
+	out := []string{unitMemory, unitUsed, unitHealthy, unitActive, availableBytes, healthUsed}
+	for _, w := range waitsFor {
+		out = append(out, w.metric)
+	}
 	for _, z := range soundlyZero {
 		out = append(out, z.metric)
 	}
@@ -150,7 +173,19 @@ const (
 	unitActive     = "unit_active"
 	availableBytes = "memory_available_bytes"
 	resent         = "tcp_retransmit_ratio"
+	healthUsed     = "unit_health_used_ratio"
 )
+
+// waitsFor lists the pressures that make a health check slow, and what each points to.
+var waitsFor = [...]struct {
+	metric    string
+	signature fleet.Signature
+	what      string
+}{
+	{"pressure_io_full_ratio", fleet.SignatureDisk, "I/O"},
+	{"pressure_memory_full_ratio", fleet.SignatureMemoryLeak, "memory"},
+	{"pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, "a CPU"},
+}
 
 // restart forgets trends and counts after a boot.
 func (e *evidence) restart() { e.schema = nil; *e = evidence{} }
@@ -160,6 +195,9 @@ func (e *evidence) restart() { e.schema = nil; *e = evidence{} }
 func (e *evidence) recovered() {
 	for i := range e.health {
 		e.health[i].bad = 0
+	}
+	for i := range e.slow {
+		e.slow[i].slow = 0
 	}
 	for i := range e.memory {
 		e.memory[i].trend = trend{}
@@ -172,6 +210,9 @@ func (e *evidence) recovered() {
 func (e *evidence) align(s *fleet.Schema) {
 	old := *e
 	*e = evidence{schema: s, avail: s.Index(availableBytes), resent: s.Index(resent), lossy: old.lossy}
+	for i, w := range waitsFor {
+		e.waits[i] = s.Index(w.metric)
+	}
 	for i, name := range s.Names() {
 		metric, instance := fleet.SplitSeries(name)
 		switch metric {
@@ -183,6 +224,15 @@ func (e *evidence) align(s *fleet.Schema) {
 				}
 			}
 			e.health = append(e.health, h)
+		case healthUsed:
+			h := slowSeries{column: i, unit: instance}
+			for _, o := range old.slow {
+				if o.unit == h.unit {
+					h = o
+					h.column = i
+				}
+			}
+			e.slow = append(e.slow, h)
 		case unitMemory:
 			m := memorySeries{column: i, usedColumn: s.Index(fleet.SeriesName(unitUsed, instance)), unit: instance}
 			for _, o := range old.memory {
@@ -232,6 +282,15 @@ func (e *evidence) observe(s *fleet.Sample) {
 				h.since = s.Time
 			}
 			h.bad++
+		}
+	}
+	for i := range e.slow {
+		e.slow[i].observe(s.Values[e.slow[i].column])
+	}
+	for i, c := range e.waits {
+		e.waitsV[i] = 0
+		if c >= 0 && s.Values[c] > 0 {
+			e.waitsV[i] = s.Values[c]
 		}
 	}
 	for i := range e.memory {
@@ -294,6 +353,11 @@ func (e *evidence) judge(horizon time.Duration) finding {
 		}
 		consider(finding{fleet.SignatureServiceHang, h.unit, probability, []string{words}})
 	}
+	for i := range e.slow {
+		if n := bits.OnesCount32(e.slow[i].slow & (1<<slowOf - 1)); n >= slowLeast {
+			consider(e.slowness(&e.slow[i], n))
+		}
+	}
 	for i := range e.memory {
 		if f, ok := e.memory[i].judge(horizon, e.availV, e.haveVal); ok {
 			consider(f)
@@ -317,6 +381,36 @@ func (e *evidence) judge(horizon time.Duration) finding {
 		}
 	}
 	return best
+}
+
+// observe takes the share of the time limit that the last check took.
+func (h *slowSeries) observe(used float64) {
+	if math.IsNaN(used) {
+		return
+	}
+	h.slow <<= 1
+	h.last = used
+	if h.n >= slowKnown && used >= max(slowRatio, slowTimes*h.usual) {
+		h.slow |= 1
+		return
+	}
+	h.n = min(h.n+1, slowMemory)
+	h.usual += (used - h.usual) / float64(h.n)
+}
+
+// slowness is a health check that still passes and takes long: what the host waits for tells
+// why, and where it waits for nothing the service itself is failing.
+func (e *evidence) slowness(h *slowSeries, n int) finding {
+	f := finding{fleet.SignatureServiceHang, h.unit, 0.5, []string{fmt.Sprintf(
+		"the health check of %s was slow in %d of the last %d samples: it takes %.0f %% of its time limit, and %.0f %% usually", h.unit, n, slowOf, 100*h.last, 100*h.usual)}}
+	for i, w := range waitsFor {
+		if e.waitsV[i] >= waiting {
+			f.signature, f.culprit = w.signature, ""
+			f.sentences = append(f.sentences, fmt.Sprintf("tasks of the host wait for %s in %.0f %% of the time", w.what, 100*e.waitsV[i]))
+			break
+		}
+	}
+	return f
 }
 
 // judge tells whether the unit leaks: its memory grows along a straight line, by

@@ -456,3 +456,53 @@ func TestWhatIsUsedUpIsSeenBeforeItIsGone(t *testing.T) {
 		}
 	}
 }
+
+func TestASlowHealthCheckForeshadowsAFailure(t *testing.T) {
+	const used = "unit_health_used_ratio{a.service}"
+	from := func(calm, slow float64) func(int) float64 {
+		return func(s int) float64 {
+			if s < 40 {
+				return calm
+			}
+			return slow
+		}
+	}
+	for name, c := range map[string]struct {
+		at        func(s int) float64
+		waits     string // what tasks wait for from sample 40 on
+		signature fleet.Signature
+		culprit   string
+	}{
+		"of itself":            {from(0.01, 0.5), "", fleet.SignatureServiceHang, "a.service"},
+		"for a CPU":            {from(0.01, 0.5), "pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, ""},
+		"for the disk":         {from(0.01, 0.5), "pressure_io_full_ratio", fleet.SignatureDisk, ""},
+		"pressure alone":       {from(0.01, 0.02), "pressure_cpu_some_ratio", fleet.SignatureNone, ""},
+		"always slow":          {from(0.5, 0.55), "", fleet.SignatureNone, ""},
+		"quick, four times so": {from(0.01, 0.05), "", fleet.SignatureNone, ""},
+		"slow now and then":    {func(s int) float64 { return 0.01 + 0.5*float64((s%10)/9) }, "", fleet.SignatureNone, ""},
+		"slow before it is known": {func(s int) float64 {
+			if s < 10 {
+				return 0.6
+			}
+			return 0.01
+		}, "", fleet.SignatureNone, ""},
+	} {
+		v := map[string]float64{}
+		w := newWorld(t, v, used, "pressure_cpu_some_ratio", "pressure_io_full_ratio")
+		var p fleet.Prediction
+		for s := range 60 {
+			v[used] = c.at(s)
+			if c.waits != "" && s >= 40 {
+				v[c.waits] = 0.9
+			}
+			p = w.step()
+		}
+		if p.Signature != c.signature || p.Culprit != c.culprit {
+			t.Errorf("%s: %s %q %v", name, p.Signature, p.Culprit, p.Evidence)
+		}
+		w.p.Recovered()
+		if v[used] = c.at(0); w.step().Signature != fleet.SignatureNone {
+			t.Errorf("%s: an action does not end it", name)
+		}
+	}
+}

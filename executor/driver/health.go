@@ -45,14 +45,23 @@ var client = &http.Client{
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
+// Asks tells whether there is anything to check beyond that the unit is active.
+func (h Health) Asks() bool {
+	return h.TCP != "" || h.HTTP != "" || len(h.Exec) > 0 || h.DBus != "" || h.File != ""
+}
+
+// Limit is how long one check may take.
+func (h Health) Limit() time.Duration {
+	if h.Timeout <= 0 {
+		return 2 * time.Second
+	}
+	return h.Timeout
+}
+
 // Check returns nil if the service works, and otherwise what is wrong with it. It
 // takes no longer than the timeout and a little.
 func (h Health) Check(ctx context.Context) error {
-	timeout := h.Timeout
-	if timeout <= 0 {
-		timeout = 2 * time.Second
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, h.Limit())
 	defer cancel()
 	switch {
 	case h.TCP != "":

@@ -67,7 +67,7 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	if virt != nil {
 		guests = virt
 	}
-	health := &healthWatch{check: services.Healthy}
+	health := &healthWatch{services: services}
 	cfg := collector.Config{Host: id, Interval: c.Interval.D(), Units: names, UnitHealth: health.latest}
 	if len(names) > 0 {
 		cfg.UnitStats = unitStats{services}
@@ -153,17 +153,21 @@ func logSources(log *slog.Logger, bad map[string]bool, reports []collector.Sourc
 // healthWatch runs the health checks beside the sampling, so that a hanging
 // check delays no sample.
 type healthWatch struct {
-	check func(context.Context) map[string]bool
+	services *systemd.Services
 
 	mu     sync.Mutex
-	result map[string]bool
+	result map[string]collector.UnitHealth
 }
 
 func (h *healthWatch) run(ctx context.Context, interval time.Duration) {
 	tick := time.NewTicker(max(interval, time.Second))
 	defer tick.Stop()
 	for {
-		result := h.check(ctx)
+		found := h.services.Check(ctx)
+		result := make(map[string]collector.UnitHealth, len(found))
+		for unit, c := range found {
+			result[unit] = collector.UnitHealth(c)
+		}
 		h.mu.Lock()
 		h.result = result
 		h.mu.Unlock()
@@ -175,7 +179,7 @@ func (h *healthWatch) run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-func (h *healthWatch) latest(context.Context) map[string]bool {
+func (h *healthWatch) latest(context.Context) map[string]collector.UnitHealth {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.result

@@ -17,7 +17,7 @@ func Record(ctx context.Context, c config.Agent, id fleet.HostID, write func(fle
 	services := newServices(c, log)
 	defer services.Close()
 	names := services.Names()
-	health := &healthWatch{check: services.Healthy}
+	health := &healthWatch{services: services}
 	cfg := collector.Config{Host: id, Interval: c.Interval.D(), Units: names, UnitHealth: health.latest}
 	if len(names) > 0 {
 		cfg.UnitStats = unitStats{services}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -157,11 +158,27 @@ func (s *Services) Names() []string {
 	return names
 }
 
+// Checked is what the last check of a unit found.
+type Checked struct {
+	Healthy bool
+	// Used is the share of its time limit that the unit's own check took, NaN where it has none.
+	Used float64
+}
+
 // Healthy tells of each configured unit whether it is active and healthy now. A
 // unit that cannot be asked about is left out.
 func (s *Services) Healthy(ctx context.Context) map[string]bool {
+	out := make(map[string]bool)
+	for unit, c := range s.Check(ctx) {
+		out[unit] = c.Healthy
+	}
+	return out
+}
+
+// Check is Healthy, and how long it took.
+func (s *Services) Check(ctx context.Context) map[string]Checked {
 	units := s.Units()
-	out := make(map[string]bool, len(units))
+	out := make(map[string]Checked, len(units))
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, u := range units {
@@ -170,13 +187,18 @@ func (s *Services) Healthy(ctx context.Context) map[string]bool {
 			if err != nil {
 				return
 			}
-			healthy := p.active() && u.Health.Check(ctx) == nil
+			c := Checked{Healthy: p.active(), Used: math.NaN()}
+			if c.Healthy && u.Health.Asks() {
+				began := time.Now()
+				c.Healthy = u.Health.Check(ctx) == nil
+				c.Used = float64(time.Since(began)) / float64(u.Health.Limit())
+			}
 			if ctx.Err() != nil {
 				return
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			out[u.Name] = healthy
+			out[u.Name] = c
 		})
 	}
 	wg.Wait()
