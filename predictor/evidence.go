@@ -103,7 +103,7 @@ const (
 	slowRatio   = 0.25 // of a health check's time limit, from which it may be slow
 	slowTimes   = 4    // what is usual for it, and it is
 	slowOf      = 20   // last samples
-	slowLeast   = 5    // that must be slow
+	slowLeast   = 10   // that must be slow
 	slowKnown   = 15   // samples from which the usual is known
 	slowMemory  = 60   // samples over which it is forgotten to 1/e
 	waiting     = 0.5  // share of the time in which tasks wait, from which that is why

@@ -168,7 +168,7 @@ func printReplay(out io.Writer, all []control.Replayed, sum control.ReplaySummar
 	if len(actions) == 0 {
 		actions = []string{"none"}
 	}
-	_, err := fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations (%s), %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead; signature right in %d\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
+	_, err := fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations (%s), %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead, %d of these by the right signature\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
 		sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), sum.Recommendations, strings.Join(actions, ", "), sum.True, sum.False, sum.FalsePerHostDay,
 		sum.Incidents, sum.Seen, sum.Failures, sum.Foreseen, seconds(sum.MedianLeadSeconds), sum.SignatureRight, sum.CostVMSeconds, sum.CrashVMSeconds)
 	return err

@@ -80,7 +80,8 @@ type ReplaySummary struct {
 	False           int     `json:"false"`
 	FalsePerHostDay float64 `json:"false_per_host_day"`
 	// Incidents are what happened; Failures those in which a host failed its VMs, of which
-	// Foreseen were recommended to act on before that, MedianLeadSeconds ahead.
+	// Foreseen were recommended to act on before that, MedianLeadSeconds ahead; in SignatureRight
+	// of these the first such recommendation named the right signature.
 	Incidents         int     `json:"incidents"`
 	Seen              int     `json:"seen"`
 	Failures          int     `json:"failures"`
@@ -279,7 +280,11 @@ func (r Replay) policy() (replayPolicy, error) {
 // before the failure where nobody knows) and its end.
 func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.HostID]int, sum *ReplaySummary) {
 	sum.Recommendations, sum.Incidents, sum.Missed, sum.Actions = len(all), len(incidents), []fleet.Incident{}, map[fleet.Action]int{}
-	seen, foreseen := make(map[string]bool), make(map[string]float64)
+	type foresight struct {
+		lead  float64
+		right bool
+	}
+	seen, foreseen := make(map[string]bool), make(map[string]foresight)
 	for i := range all {
 		rec := &all[i]
 		sum.CostVMSeconds += rec.CostVMSeconds
@@ -299,8 +304,8 @@ func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.
 			if in.Failed {
 				lead := in.From.Sub(rec.Time).Seconds()
 				rec.LeadSeconds = &lead
-				if best, ok := foreseen[in.ID]; lead > 0 && (!ok || lead > best) {
-					foreseen[in.ID] = lead
+				if best := foreseen[in.ID]; lead > best.lead {
+					foreseen[in.ID] = foresight{lead, right}
 				}
 			}
 			break
@@ -310,9 +315,6 @@ func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.
 			continue
 		}
 		sum.True++
-		if *rec.SignatureRight {
-			sum.SignatureRight++
-		}
 	}
 	for _, in := range incidents {
 		if in.Failed {
@@ -327,8 +329,11 @@ func (r Replay) judge(all []Replayed, incidents []fleet.Incident, vms map[fleet.
 	}
 	sum.Foreseen = len(foreseen)
 	var leads []float64
-	for _, lead := range foreseen {
-		leads = append(leads, lead)
+	for _, f := range foreseen {
+		leads = append(leads, f.lead)
+		if f.right {
+			sum.SignatureRight++
+		}
 	}
 	if slices.Sort(leads); len(leads) > 0 {
 		sum.MedianLeadSeconds = leads[len(leads)/2]
