@@ -427,6 +427,7 @@ func TestCancelOfAReset(t *testing.T) {
 				t.Errorf("late %v: %+v, %v", late, got, err)
 			}
 			if !late {
+				synctest.Wait() // the agent has been told
 				close(g.check)
 			}
 			close(g.move)
