@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -101,6 +102,9 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 	transport.TLSClientConfig = roots
 	defer transport.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if errors.As(err, new(*tls.CertificateVerificationError)) {
+		return nil, fmt.Errorf("ask the control plane: %w; --ca names the certificates by which to know it", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the control plane: %w; is it running there (tardigrade serve)? --server names another", err)
 	}
@@ -108,6 +112,9 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, longest))
 	if err != nil {
 		return nil, fmt.Errorf("ask the control plane: %w", err)
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		return nil, errors.New("the control plane asks for a valid token: name its file by --token-file, or set TARDIGRADE_TOKEN")
 	}
 	if resp.StatusCode >= 300 {
 		var p struct{ Title, Detail string }

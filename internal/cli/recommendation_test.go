@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
@@ -21,7 +22,6 @@ func TestTheClientKnowsItsServer(t *testing.T) {
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer s3cret" {
 			w.WriteHeader(http.StatusUnauthorized)
-			fmt.Fprint(w, `{"detail":"who are you?"}`)
 			return
 		}
 		fmt.Fprint(w, `{"hosts":[{"id":"b","prediction":{"failure_probability":0.1}},{"id":"a"},{"id":"c","prediction":{"failure_probability":0.9}}]}`)
@@ -46,10 +46,10 @@ func TestTheClientKnowsItsServer(t *testing.T) {
 		args []string
 		want string
 	}{
-		"the system's certificates": {[]string{"--token-file", token}, "certificate"},
+		"the system's certificates": {[]string{"--token-file", token}, "--ca names"},
 		"no such file":              {[]string{"--ca", filepath.Join(dir, "none"), "--token-file", token}, "--ca"},
 		"not a certificate":         {[]string{"--ca", token, "--token-file", token}, "no PEM certificate"},
-		"no token":                  {[]string{"--ca", ca}, "who are you?"},
+		"no token":                  {[]string{"--ca", ca}, "--token-file"},
 	} {
 		if _, err := run(t, append([]string{"host", "list", "--server", s.URL}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v does not say %q", name, err, c.want)
@@ -95,6 +95,33 @@ func TestRecommendationsAreDecidedFromTheShell(t *testing.T) {
 	}
 }
 
+// TestAnActionIsAskedForFromTheShell starts an execution, with what the audit trail needs.
+func TestAnActionIsAskedForFromTheShell(t *testing.T) {
+	asked := make(chan string, 10)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		asked <- r.Method + " " + r.URL.Path + " " + string(body)
+		w.WriteHeader(http.StatusAccepted)
+		fmt.Fprint(w, `{"id":"x1","host":"h1","action":"recycle","state":"pending"}`)
+	}))
+	defer s.Close()
+	out, err := run(t, "execution", "start", "h1", "--action", "recycle", "--reason", "it hangs", "--dry-run", "--server", s.URL)
+	if err != nil || !strings.Contains(out, "x1") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got := <-asked; got != `POST /api/v1/executions {"action":"recycle","dry_run":true,"host":"h1","reason":"it hangs"}` {
+		t.Error(got)
+	}
+	for _, args := range [][]string{{}, {"h1"}, {"h1", "--action", "recycle"}, {"h1", "--reason", "it hangs"}, {"h1", "h2", "--action", "recycle", "--reason", "both"}} {
+		if _, err := run(t, append([]string{"execution", "start"}, args...)...); !errors.As(err, new(usageError)) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if len(asked) > 0 {
+		t.Errorf("an incomplete order was sent: %s", <-asked)
+	}
+}
+
 // TestATextThatAPersonReads has what a person decides by in it.
 func TestATextThatAPersonReads(t *testing.T) {
 	value := 0.97
@@ -110,7 +137,9 @@ func TestATextThatAPersonReads(t *testing.T) {
 	if err := printRecommendation(&b, r); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"recycle on h1: pending", "the storage agent leaks", "memory-leak of storage-agent.service", "within 1h0m0s with probability 0.80", "its memory grows", "60 % memory_used_ratio (now 0.97)", "12.5 VM-s", "90 %", "not possible", "no target"} {
+	printHost(&b, api.HostView{Host: fleet.Host{ID: "h2", DryRun: true, Units: []string{"libvirtd.service"}}, Prediction: &fleet.Prediction{State: fleet.PredictionLearning, Learned: 0.15, Signature: fleet.SignatureNone}, Cordon: &fleet.Cordon{}})
+	for _, want := range []string{"recycle on h1: pending", "the storage agent leaks", "memory-leak of storage-agent.service", "within 1h0m0s with probability 0.80", "its memory grows", "60 % memory_used_ratio (now 0.97)", "12.5 VM-s", "90 %", "not possible", "no target",
+		"h2, 0 VMs", "only watched", "cordoned", "in order: libvirtd.service", "being learned: 15 %"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, b.String())
 		}
