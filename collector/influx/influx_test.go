@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 func open(t *testing.T, s *influxtest.Server, change ...func(*Config)) *Client {
@@ -328,7 +328,7 @@ func TestErrorsOfARealServer(t *testing.T) {
 		{"no token", func(c *Config) { c.Token = "" }, Unauthorized, "token"},
 		{"no such database", func(c *Config) { c.Bucket = "nowhere/autogen" }, NotFound, `create bucket "nowhere/autogen"`},
 		{"no such retention policy", func(c *Config) { c.Bucket = "telemetry/nowhere" }, NotFound, "create bucket"},
-		{"nobody listens", func(c *Config) { c.URL = "http://127.0.0.1:" + unusedPort(t) }, Transient, "is InfluxDB running"},
+		{"nobody listens", func(c *Config) { c.URL = "http://" + unused(t) }, Transient, "is InfluxDB running"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			client := open(t, s, c.change)
@@ -353,14 +353,14 @@ func TestErrorsOfARealServer(t *testing.T) {
 	}
 }
 
-func unusedPort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// unused is an address where nobody listens.
+func unused(t *testing.T) string {
+	r, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Cleanup(r.Release)
+	return r.Address()
 }
 
 // TestOutage kills the server under load and writes all again after its return.

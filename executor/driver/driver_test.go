@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 func TestLost(t *testing.T) {
@@ -57,12 +58,12 @@ func TestHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := closed.Addr().String()
-	closed.Close()
+	defer closed.Release()
+	address := closed.Address()
 	file := filepath.Join(dir, "f")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

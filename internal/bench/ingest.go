@@ -11,7 +11,6 @@ import (
 	"io"
 	"log/slog"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,6 +28,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/control"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 	"github.com/tardigrade-recovery/tardigrade/internal/spool"
 )
 
@@ -193,6 +193,7 @@ type rig struct {
 	Ingest
 	influx    string // address
 	bus       string
+	ports     []*loopback.Reservation
 	config    string
 	mu        sync.Mutex
 	processes map[string]*process
@@ -208,22 +209,14 @@ type process struct {
 
 const database = "bench"
 
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
 func (r *rig) prepare(ctx context.Context) error {
-	var err error
-	if r.influx, err = freeAddress(); err != nil {
-		return err
-	}
-	if r.bus, err = freeAddress(); err != nil {
-		return err
+	for _, address := range []*string{&r.influx, &r.bus} {
+		port, err := loopback.Reserve()
+		if err != nil {
+			return err
+		}
+		r.ports = append(r.ports, port)
+		*address = port.Address()
 	}
 	influxDir := filepath.Join(r.Dir, "influx")
 	if err := os.MkdirAll(influxDir, 0o700); err != nil {
@@ -381,6 +374,9 @@ func (r *rig) close() {
 	for _, p := range r.processes {
 		_ = p.cmd.Process.Kill()
 		<-p.done
+	}
+	for _, port := range r.ports {
+		port.Release()
 	}
 }
 

@@ -170,8 +170,10 @@ func (b *Bus) embed(o Options) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("bus.listen: %w; stop what uses the port or choose another", err)
 		}
-		so.Host, so.Port = host, probe.Addr().(*net.TCPAddr).Port
 		probe.Close()
+		if so.Host, so.Port = host, port; port == 0 {
+			so.Port = server.RANDOM_PORT // the server's zero is 4222
+		}
 		so.TLSConfig, so.TLS, so.TLSTimeout = o.TLS, o.TLS != nil, 5
 	}
 	s, err := server.NewServer(so)

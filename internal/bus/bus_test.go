@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"math"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 func open(t *testing.T, o Options) *Bus {
@@ -417,12 +417,12 @@ func (l lines) Write(b []byte) (int, error) {
 
 // TestAnAgentThatCannotReachTheBusSaysWhy has nobody listening, and then a bus that does not know the token.
 func TestAnAgentThatCannotReachTheBusSaysWhy(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := free.Addr().String()
-	free.Close()
+	defer free.Release()
+	address := free.Address()
 	log := make(lines, 100)
 	await := func(want ...string) {
 		t.Helper()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
 	"github.com/tardigrade-recovery/tardigrade/internal/control"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 // run is the command line, in this process; what it prints is returned.
@@ -248,12 +249,12 @@ func until(t *testing.T, what string, ok func() bool) {
 
 // TestInfluxDownIsNoReasonNotToStart starts with an InfluxDB that does not answer.
 func TestInfluxDownIsNoReasonNotToStart(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	nobody, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close() // nobody listens there
-	url := serving(t, fmt.Sprintf("influx: {url: \"http://%s\", bucket: b}\nagent: {disabled: true}\n", l.Addr()))
+	defer nobody.Release()
+	url := serving(t, fmt.Sprintf("influx: {url: \"http://%s\", bucket: b}\nagent: {disabled: true}\n", nobody.Address()))
 	until(t, "readyz says that InfluxDB is away", func() bool {
 		var body struct {
 			Degraded map[string]string `json:"degraded"`

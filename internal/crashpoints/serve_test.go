@@ -27,6 +27,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/control"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
@@ -183,12 +184,12 @@ func (p *process) ended() bool {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(r.Release)
+	return r.Address()
 }
 
 func newLane(t *testing.T, host fleet.HostID, units ...string) *lane {

@@ -21,6 +21,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
@@ -242,12 +243,12 @@ policy: {cooldown: 1s}
 	var list strings.Builder
 	start := []string{"tardigrade-agent.service", "guest.service"}
 	for _, name := range services {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := loopback.Reserve()
 		if err != nil {
 			t.Fatal(err)
 		}
-		listen := l.Addr().String()
-		l.Close()
+		t.Cleanup(port.Release)
+		listen := port.Address()
 		units[name+".service"] = "[Service]\nExecStart=/test\nEnvironment=" + roleVariable + "=" + name + " LISTEN=" + listen + "\n"
 		fmt.Fprintf(&list, "    - {name: %s.service, health: {http: \"http://%s/\", timeout: 500ms}}\n", name, listen)
 		start = append(start, name+".service")

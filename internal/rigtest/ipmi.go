@@ -2,7 +2,6 @@ package rigtest
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 // The account of the management controllers of tests.
@@ -40,12 +41,12 @@ func StartBMC(t *testing.T, namespace string) *BMC {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	port := "9623"
 	if namespace == "" {
-		l, err := net.ListenPacket("udp", "127.0.0.1:0")
+		r, err := loopback.Reserve()
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, port, _ = net.SplitHostPort(l.LocalAddr().String())
-		l.Close()
+		t.Cleanup(r.Release)
+		port = r.Port
 	}
 	b := &BMC{Address: "127.0.0.1:" + port, Log: filepath.Join(dir, "power"), t: t}
 	// What the simulator asks for the power, and tells to switch it: SCRIPT MC get power,

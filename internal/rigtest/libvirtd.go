@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 // Libvirtd is a libvirt daemon that the test started, with a mount and a process
@@ -109,12 +111,12 @@ func StartLibvirtd(t *testing.T, name string, authority *Authority) *Libvirtd {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	v := &Libvirtd{Name: name, Dir: dir, Socket: filepath.Join(dir, "libvirt-sock"), PKI: filepath.Join(dir, "pki"), t: t}
 	for _, port := range []*string{&v.TCP, &v.TLS} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		r, err := loopback.Reserve()
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, *port, _ = net.SplitHostPort(l.Addr().String())
-		l.Close()
+		t.Cleanup(r.Release)
+		*port = r.Port
 	}
 	passwd, group, err := Accounts()
 	if err != nil {

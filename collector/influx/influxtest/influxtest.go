@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
 )
 
 // Server is a running influxd on loopback.
@@ -29,7 +30,7 @@ type Server struct {
 
 	t    testing.TB
 	dir  string
-	port string
+	port *loopback.Reservation
 	auth bool
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -69,14 +70,15 @@ func StartWithAuth(t testing.TB) *Server { return start(t, true) }
 func start(t testing.TB, auth bool) *Server {
 	t.Helper()
 	s := &Server{t: t, dir: t.TempDir(), auth: auth, Bucket: "telemetry/autogen"}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var err error
+	if s.port, err = loopback.Reserve(); err != nil {
 		t.Fatal(err)
 	}
-	_, s.port, _ = net.SplitHostPort(l.Addr().String())
-	l.Close()
-	s.URL = "http://127.0.0.1:" + s.port
-	t.Cleanup(s.Kill)
+	s.URL = "http://" + s.port.Address()
+	t.Cleanup(func() {
+		s.Kill()
+		s.port.Release()
+	})
 	s.Run()
 	if auth {
 		s.Token = "admin:secret"
@@ -105,11 +107,11 @@ bind-address = "127.0.0.1:0"
 [monitor]
   store-enabled = false
 [http]
-  bind-address = "127.0.0.1:%[4]s"
+  bind-address = %[4]q
   flux-enabled = true
   auth-enabled = %[5]v
   log-enabled = false
-`, filepath.Join(s.dir, "meta"), filepath.Join(s.dir, "data"), filepath.Join(s.dir, "wal"), s.port, s.auth)
+`, filepath.Join(s.dir, "meta"), filepath.Join(s.dir, "data"), filepath.Join(s.dir, "wal"), s.port.Address(), s.auth)
 	path := filepath.Join(s.dir, "influxdb.conf")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		s.t.Fatal(err)
