@@ -161,7 +161,7 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 		return fmt.Errorf("read history: %w", err)
 	}
 	var d Decoder
-	for {
+	for silent := 0; ; {
 		batch, err := fetch(ctx, c, 500, 2*time.Second)
 		if err != nil {
 			return fmt.Errorf("read history: %w", err)
@@ -178,11 +178,24 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 				return nil
 			}
 		}
-		if n == 0 {
+		if n > 0 {
+			silent = 0
+			continue
+		}
+		// Nothing came in time: a bus that is busy is asked again, unless the rest is gone meanwhile.
+		if _, err := s.GetMsg(ctx, last.Sequence); errors.Is(err, jetstream.ErrMsgNotFound) {
 			return nil
+		} else if err != nil {
+			return fmt.Errorf("read history: %w", err)
+		}
+		if silent++; silent == historyTries {
+			return errors.New("read history: the bus does not send what it has")
 		}
 	}
 }
+
+// historyTries is how often in a row the bus may send nothing of what it has.
+const historyTries = 15
 
 const (
 	// ingestBytes is about how much of the stream is written to InfluxDB at once.
