@@ -18,7 +18,7 @@ import (
 
 // TestSampleThisHost samples the machine that the test runs on.
 func TestSampleThisHost(t *testing.T) {
-	s, err := New(Config{Host: "here", Deadline: time.Second})
+	s, err := New(Config{Host: "here", Deadline: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,8 @@ func TestSampleThisHost(t *testing.T) {
 	for start := time.Now(); time.Since(start) < 50*time.Millisecond; {
 	}
 	second, _ := s.Sample(t.Context())
-	if first.Schema != second.Schema {
+	// Others may mount a file system meanwhile: then there are other series.
+	if first.Schema != second.Schema && slices.Equal(first.Schema.Names(), second.Schema.Names()) {
 		t.Errorf("the schema changed from %v to %v", first.Schema.Names(), second.Schema.Names())
 	}
 	if len(second.Values) != second.Schema.Len() {
@@ -67,7 +68,7 @@ func TestSampleThisHost(t *testing.T) {
 		}
 		sum += v
 	}
-	if sum <= 0 || sum > 1 {
+	if sum <= 0 || sum > 1+1e-9 {
 		t.Errorf("busy and waiting together are %v of the time", sum)
 	}
 }

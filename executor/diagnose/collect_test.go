@@ -333,10 +333,10 @@ func TestProgramsAreBounded(t *testing.T) {
 	defer cancel()
 	begin := time.Now()
 	// The child keeps the pipe open after its parent was killed.
-	if _, err := run(ctx, "sh", "-c", "echo some; sleep 5 & wait"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := run(ctx, "sh", "-c", "echo some; sleep 60 & wait"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if took := time.Since(begin); took > 3*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("a program was waited for %v longer than its time limit", took)
 	}
 	if _, err := run(t.Context(), "/there/is/no/such"); err == nil {

@@ -106,7 +106,7 @@ func TestHealth(t *testing.T) {
 		if err != nil && len(err.Error()) > 1000 {
 			t.Errorf("%s: an error of %d bytes", name, len(err.Error()))
 		}
-		if took := time.Since(begin); took > 3*time.Second {
+		if took := time.Since(begin); took > time.Minute {
 			t.Errorf("%s took %v", name, took)
 		}
 	}

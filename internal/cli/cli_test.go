@@ -212,16 +212,22 @@ func serving(t *testing.T, config string, args ...string) string {
 		}
 		w.Close()
 	})
+	url := ""
 	select {
-	case url := <-urls:
-		os.Stderr = old
-		return url
-	case <-time.After(30 * time.Second):
-		os.Stderr = old
-		t.Fatal("serve did not begin")
-		return ""
+	case url = <-urls:
+	case err := <-ended:
+		ended <- err
+	case <-time.After(limit):
 	}
+	os.Stderr = old
+	if url == "" {
+		t.Fatal("serve did not begin")
+	}
+	return url
 }
+
+// limit is how long is waited for what comes by itself, on a machine that is busy, too.
+const limit = 4 * time.Minute
 
 func get(t *testing.T, url string, into any) int {
 	t.Helper()
@@ -238,10 +244,10 @@ func get(t *testing.T, url string, into any) int {
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	end := time.Now().Add(time.Minute)
+	end := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(end) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within %v: %s", limit, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -308,8 +314,7 @@ func TestThisMachineIsWatched(t *testing.T) {
 // TestDemo waits for the first simulated host to be recovered.
 func TestDemo(t *testing.T) {
 	url := serving(t, "agent: {disabled: true}\n", "--demo")
-	end := time.Now().Add(2 * time.Minute)
-	for {
+	until(t, "a simulated host is recovered", func() bool {
 		var body struct {
 			Executions []struct {
 				Simulated bool
@@ -317,19 +322,15 @@ func TestDemo(t *testing.T) {
 			}
 		}
 		get(t, url+"/api/v1/executions", &body)
+		recovered := false
 		for _, e := range body.Executions {
 			if !e.Simulated {
 				t.Fatalf("not labelled: %+v", e)
 			}
+			recovered = recovered || e.State == "succeeded"
 		}
-		if len(body.Executions) > 0 && body.Executions[len(body.Executions)-1].State == "succeeded" {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("no simulated host was recovered within two minutes: %+v", body)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+		return recovered
+	})
 	var hosts struct{ Hosts []struct{ Simulated bool } }
 	get(t, url+"/api/v1/hosts", &hosts)
 	if len(hosts.Hosts) < 5 {

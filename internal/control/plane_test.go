@@ -135,7 +135,8 @@ func (w *world) sample(ctx context.Context) (fleet.Sample, error) {
 
 func await[T any](w *world, what string, f func() (T, bool)) T {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	const limit = 2 * time.Minute // this machine may be busy with other tests
+	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
 	defer cancel()
 	events, stop := w.plane.Follow()
 	defer stop()
@@ -147,7 +148,7 @@ func await[T any](w *world, what string, f func() (T, bool)) T {
 		case <-events:
 		case <-time.After(20 * time.Millisecond): // not all that is waited for is an event
 		case <-ctx.Done():
-			w.t.Fatalf("not within 30 s: %s", what)
+			w.t.Fatalf("not within %v: %s", limit, what)
 		}
 	}
 }

@@ -121,7 +121,7 @@ func TestCrashPoints(t *testing.T) {
 // by itself at the point that kill names.
 func child(t *testing.T, role string, env ...string) (killed bool, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	self, err := os.Executable()
 	if err != nil {
@@ -226,7 +226,7 @@ func short(t *testing.T) string {
 func command(t *testing.T, dir string, phase fleet.Phase) {
 	t.Helper()
 	now := time.Now().UTC()
-	c := fleet.Command{ID: "x1." + string(phase) + ".1", Execution: "x1", Host: "h", Phase: phase, Attempt: 1, Token: 1, Issued: now, NotAfter: now.Add(time.Minute), Deadline: now.Add(time.Minute)}
+	c := fleet.Command{ID: "x1." + string(phase) + ".1", Execution: "x1", Host: "h", Phase: phase, Attempt: 1, Token: 1, Issued: now, NotAfter: now.Add(4 * time.Minute), Deadline: now.Add(4 * time.Minute)}
 	data, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +253,7 @@ func ended(dir string) []string {
 
 // lost says what a guest noticed that it should not have.
 func lost(t *testing.T, guest *rigtest.QEMU, got *tally) []string {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := guest.Watch.Await(ctx, 2)
 	a, pids := guest.Watch.Account(), guest.PIDs()

@@ -322,7 +322,7 @@ func (l *lane) decision(verb string) scene {
 	return scene{
 		prepare: func() bool {
 			// A service that was never seen to run is not missed.
-			seen := await(30*time.Second, func() bool {
+			seen := await(2*time.Minute, func() bool {
 				var answer struct{ Points []api.Point }
 				ok := l.ask("GET", fmt.Sprintf("/api/v1/hosts/%s/telemetry?from=-1m&metric=unit_active{%s}", l.host, l.units[0]), nil, &answer)
 				n := len(answer.Points)
@@ -332,7 +332,7 @@ func (l *lane) decision(verb string) scene {
 				return false
 			}
 			systemctl(l.t, "stop", l.units[0])
-			return await(30*time.Second, func() bool {
+			return await(2*time.Minute, func() bool {
 				open, _ := l.recommendations(fleet.RecommendationPending)
 				if len(open) == 1 && open[0].Action == fleet.ActionRecycle {
 					id = open[0].ID
@@ -381,7 +381,7 @@ func (l *lane) decision(verb string) scene {
 		},
 		after: func() bool {
 			systemctl(l.t, "start", l.units[0])
-			return await(30*time.Second, func() bool {
+			return await(2*time.Minute, func() bool {
 				open, ok := l.recommendations(fleet.RecommendationPending, fleet.RecommendationApproved, fleet.RecommendationExecuting)
 				return ok && len(open) == 0
 			})
@@ -409,7 +409,7 @@ func (l *lane) cancellation() scene {
 				return false
 			}
 			id = e.ID
-			return await(10*time.Second, func() bool {
+			return await(time.Minute, func() bool {
 				e, ok := mine()
 				return ok && e.State == fleet.ExecutionRecycling
 			})
@@ -454,7 +454,7 @@ func (l *lane) cancellation() scene {
 func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 	begun := time.Now()
 	defer func() { l.t.Logf("%s: %+v in %v", kill, got, time.Since(begun).Round(time.Millisecond)) }()
-	known := await(30*time.Second, func() bool {
+	known := await(2*time.Minute, func() bool {
 		var h fleet.Host
 		return l.ask("GET", "/api/v1/hosts/"+string(l.host), nil, &h) && len(h.VMs) == 1
 	})
@@ -478,7 +478,7 @@ func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 		s.again()
 	}
 	// It ends at its write, or there is no such write.
-	await(20*time.Second, func() bool { return l.serving.ended() || s.over() })
+	await(time.Minute, func() bool { return l.serving.ended() || s.over() })
 	crashed = await(700*time.Millisecond, l.serving.ended)
 	if err := os.Remove(armed); err != nil {
 		l.t.Fatal(err)
@@ -493,7 +493,7 @@ func (l *lane) point(kill string, s scene) (crashed bool, got tally) {
 		s.again()
 	}
 	var bad []string
-	if !await(40*time.Second, s.over) {
+	if !await(2*time.Minute, s.over) {
 		got.Stuck++
 		bad = append(bad, "it does not come to an end")
 	}

@@ -58,12 +58,12 @@ type line struct {
 // control plane beside it, and lets the services fail in three ways.
 func TestStory(t *testing.T) {
 	s := begin(t)
-	s.await("the host is known, with its guest", time.Minute, func() bool {
+	s.await("the host is known, with its guest", 3*time.Minute, func() bool {
 		h, ok := s.view()
 		return ok && len(h.VMs) == 1 && h.VMs[0].State == "running"
 	})
 	seen := 0.0
-	s.await("its normal is learned", 2*time.Minute, func() bool {
+	s.await("its normal is learned", 3*time.Minute, func() bool {
 		h, ok := s.view()
 		if !ok || h.Prediction == nil {
 			return false
@@ -120,7 +120,7 @@ func (s *story) recycled(fault, service string, signature fleet.Signature) line 
 	s.t.Helper()
 	s.inject(service, fault)
 	injected := time.Now()
-	rec := s.pending(90 * time.Second)
+	rec := s.pending(3 * time.Minute)
 	unit := service + ".service"
 	l := line{Story: "recycle", Fault: fault, DetectSeconds: rec.Time.Sub(injected).Seconds()}
 	if rec.Action != fleet.ActionRecycle || rec.Prediction.Signature != signature || rec.Prediction.Culprit != unit || rec.Reason == "" || len(rec.Alternatives) != 5 {
@@ -140,22 +140,22 @@ func (s *story) recycled(fault, service string, signature fleet.Signature) line 
 		s.t.Fatalf("executed: %+v", e)
 	}
 	s.t.Logf("from the approval to the end of the execution %v", time.Since(began))
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	if err := s.guest.Await(ctx, 5); err != nil {
 		s.t.Error(err)
 	}
 	a := s.guest.Account()
 	l.GuestMaxGapMS, l.GuestCorrupt = a.MaxGap.Seconds()*1e3, a.Corrupt
-	s.await(unit+" is healthy in the telemetry", 20*time.Second, func() bool {
+	s.await(unit+" is healthy in the telemetry", 3*time.Minute, func() bool {
 		h, ok := s.view()
 		return ok && h.Prediction != nil && h.Prediction.Signature == fleet.SignatureNone
 	})
-	s.await("the outcome is recorded", 10*time.Second, func() bool {
+	s.await("the outcome is recorded", 3*time.Minute, func() bool {
 		r, ok := s.recommendation(rec.ID)
 		return ok && r.State == fleet.RecommendationDone && r.Execution == e.ID
 	})
-	s.await("the samples are in InfluxDB", 20*time.Second, func() bool {
+	s.await("the samples are in InfluxDB", 3*time.Minute, func() bool {
 		l.InfluxSamples = s.stored("memory_available_bytes")
 		return l.InfluxSamples >= int64(time.Since(injected).Seconds())-5
 	})
@@ -169,7 +169,7 @@ func (s *story) handedOver(service string) {
 	s.t.Helper()
 	s.inject(service, "broken")
 	s.inject(service, "hang")
-	rec := s.pending(60 * time.Second)
+	rec := s.pending(3 * time.Minute)
 	if code, text := s.post("/api/v1/recommendations/"+rec.ID+"/approve", `{}`); code != http.StatusOK {
 		s.t.Fatalf("approve: %d %s", code, text)
 	}
@@ -313,7 +313,7 @@ func (s *story) serve(program, config string) {
 	s.t.Helper()
 	started := time.Now()
 	s.Plane = rigtest.Serve(s.t, nil, program, "serve", "--config", config)
-	s.await("serve is ready", 20*time.Second, func() bool { return s.Read("/readyz", nil) })
+	s.await("serve is ready", 3*time.Minute, func() bool { return s.Read("/readyz", nil) })
 	s.t.Logf("serve was ready %v after its start", time.Since(started))
 }
 
@@ -387,7 +387,7 @@ func (s *story) pending(limit time.Duration) (rec fleet.Recommendation) {
 // ended waits for the end of the execution of a recommendation.
 func (s *story) ended(recommendation string) (e fleet.Execution) {
 	s.t.Helper()
-	s.await("the execution has ended", 90*time.Second, func() bool {
+	s.await("the execution has ended", 3*time.Minute, func() bool {
 		var all struct{ Executions []fleet.Execution }
 		s.Read("/api/v1/executions", &all)
 		for _, x := range all.Executions {

@@ -49,7 +49,7 @@ func child(t *testing.T, how string) Child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Child{Program: program, Args: []string{how}, MemoryMiB: 512, Timeout: time.Minute, Dir: t.TempDir()}
+	return Child{Program: program, Args: []string{how}, MemoryMiB: 512, Timeout: 10 * time.Minute, Dir: t.TempDir()}
 }
 
 // table writes a CSV of so many rows whose cells f gives.
@@ -277,7 +277,7 @@ func (w *queued) submit(t *testing.T) Job {
 
 func (w *queued) await(t *testing.T, id string, s State) Job {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		j, err := w.Find(id)
 		if err != nil {
 			t.Fatal(err)

@@ -29,7 +29,7 @@ func Inside() bool { return os.Getenv(inside) != "" }
 // returned one. It needs root and systemd-nspawn.
 func OnSystemd(t *testing.T, units map[string]string) (share string) {
 	t.Helper()
-	return OnSystemdFor(t, units, 100*time.Second)
+	return OnSystemdFor(t, units, 5*time.Minute)
 }
 
 // OnSystemdFor is OnSystemd for a test that may take so long.
@@ -201,7 +201,7 @@ func (b *Booted) PowerOff() {
 	}
 	select {
 	case <-b.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		b.t.Fatal("the host does not end without its power")
 	}
 }

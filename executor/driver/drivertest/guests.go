@@ -46,7 +46,7 @@ func Guests(t *testing.T, b GuestBench) {
 	// A guest may need a moment to be seen as what it is.
 	becomes := func(t *testing.T, id, state string, alive bool) []fleet.GuestReport {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			list, by := all(t)
 			if g := by[id]; g.State == state && g.Alive == alive {
 				return list
@@ -85,14 +85,14 @@ func Guests(t *testing.T, b GuestBench) {
 		if list, err := b.Guests.Guests(ctx); err == nil {
 			t.Errorf("counted %+v", list)
 		}
-		if took := time.Since(begin); took > time.Second {
+		if took := time.Since(begin); took > 30*time.Second {
 			t.Errorf("it took %v", took)
 		}
 	})
 	t.Run("a guest that ended is lost, and the other is not", func(t *testing.T) {
 		before, _ := all(t)
 		b.End(t, b.A)
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			after, by := all(t)
 			a, there := by[b.A]
 			if lost := driver.Lost(before, after); len(lost) == 1 && strings.Contains(lost[0], b.A) && !a.Alive && (!there || a.State == "shut-off") {
@@ -131,7 +131,7 @@ func Moves(t *testing.T, b MoveBench) {
 	here := driver.Location{Here: "running"}
 	settled := func(t *testing.T, want driver.Location) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			at, err := b.From.Locate(t.Context(), b.Guest, b.ToTarget)
 			if err == nil && at == want {
 				break

@@ -16,6 +16,7 @@ func TestPower(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.Timeout = 20 * time.Second // where this machine is busy
 	is := func(on bool) {
 		t.Helper()
 		if got, err := b.Status(t.Context()); err != nil || got != on {
@@ -31,13 +32,13 @@ func TestPower(t *testing.T) {
 	is(true)
 	must(b.Cycle(t.Context()))
 	is(true)
-	sim.Await("on off on", 10*time.Second)
+	sim.Await("on off on", time.Minute)
 	must(b.Off(t.Context()))
 	is(false)
 	must(b.Off(t.Context())) // again
 	must(b.On(t.Context()))
 	is(true)
-	sim.Await("on off on off off on", 10*time.Second)
+	sim.Await("on off on off off on", time.Minute)
 	must(b.Off(t.Context()))
 	must(b.Cycle(t.Context())) // one that is off gets power
 	is(true)
@@ -64,7 +65,7 @@ func TestPowerThatDoesNotAnswer(t *testing.T) {
 	if err := b.Cycle(ctx); err == nil {
 		t.Error("cycled what does not answer")
 	}
-	if took := time.Since(begin); took > 10*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

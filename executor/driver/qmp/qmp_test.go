@@ -58,18 +58,23 @@ func qemu(answers map[string]string) func(net.Conn) {
 	}
 }
 
-func probeOne(t *testing.T, talk func(net.Conn)) fleet.GuestReport {
+// probeOne probes a guest that answers like talk. One that answers has all the time that it needs, also where this
+// machine is busy.
+func probeOne(t *testing.T, talk func(net.Conn), answers bool) fleet.GuestReport {
 	t.Helper()
 	dir := t.TempDir()
 	serve(t, filepath.Join(dir, "g.qmp"), talk)
 	g := New(dir)
 	g.timeout = 300 * time.Millisecond
+	if answers {
+		g.timeout = time.Minute
+	}
 	begin := time.Now()
 	guests, err := g.Guests(t.Context())
 	if err != nil || len(guests) != 1 || guests[0].ID != "g" {
 		t.Fatalf("%+v, %v", guests, err)
 	}
-	if took := time.Since(begin); took > 2*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("the probe took %v", took)
 	}
 	return guests[0]
@@ -124,7 +129,7 @@ func TestProbe(t *testing.T) {
 			}
 		}, "unknown", false, 0},
 		"slow drip": {func(c net.Conn) {
-			for range 100 {
+			for {
 				if _, err := io.WriteString(c, "{"); err != nil {
 					return
 				}
@@ -133,7 +138,7 @@ func TestProbe(t *testing.T) {
 		}, "unknown", false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := probeOne(t, c.talk)
+			r := probeOne(t, c.talk, c.state != "unknown")
 			if r.State != c.state || r.Alive != c.alive || r.MemoryBytes != c.memory {
 				t.Errorf("%+v", r)
 			}
@@ -195,7 +200,7 @@ func TestRealQEMU(t *testing.T) {
 	one := func(want string) fleet.GuestReport {
 		t.Helper()
 		var last []fleet.GuestReport
-		for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+		for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(20 * time.Millisecond) {
 			var err error
 			if last, err = g.Guests(t.Context()); err != nil {
 				t.Fatal(err)
@@ -212,7 +217,7 @@ func TestRealQEMU(t *testing.T) {
 	}
 	run := func(command string) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		c, err := Dial(ctx, socket)
 		if err != nil {
@@ -285,12 +290,12 @@ func TestGuestsConform(t *testing.T) {
 		}
 	}
 	for _, g := range running {
-		g.AwaitTicks(3, 30*time.Second)
+		g.AwaitTicks(3, time.Minute)
 	}
 	drivertest.Guests(t, drivertest.GuestBench{
 		Guests: New(dir), A: "a", B: "b", MemoryBytes: mib << 20,
 		Pause: tell("stop"), Unpause: tell("cont"), End: tell("quit"),
 	})
-	running["b"].AwaitTicks(3, 30*time.Second)
+	running["b"].AwaitTicks(3, time.Minute)
 	running["b"].Unharmed()
 }

@@ -95,7 +95,7 @@ power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file:
 		r.hosts[name] = r.boot(name, []string{r.net.one, r.net.two}[i], addresses[i], ca, credentials[name], authority)
 	}
 	for _, name := range names {
-		r.await(fmt.Sprintf("%s is known and can migrate", name), time.Minute, func() bool {
+		r.await(fmt.Sprintf("%s is known and can migrate", name), 3*time.Minute, func() bool {
 			h, ok := r.host(name)
 			return ok && slices.Contains(h.Actions, fleet.ActionLiveMigrate) && h.Prediction != nil
 		})
@@ -208,7 +208,7 @@ func (r *rig) start() {
 	u := d.UUID
 	r.vm = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 	r.ticks(10)
-	r.await("the guest is known", 20*time.Second, func() bool {
+	r.await("the guest is known", 3*time.Minute, func() bool {
 		h, ok := r.host("one")
 		return ok && len(h.VMs) == 1 && h.VMs[0].ID == r.vm && h.VMs[0].State == "running"
 	})
@@ -217,7 +217,7 @@ func (r *rig) start() {
 // ticks waits until the guest ticked n times more.
 func (r *rig) ticks(n uint32) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := r.guest.Await(ctx, n); err != nil {
 		r.t.Fatal(err)
@@ -275,7 +275,7 @@ func (r *rig) follow(id string) (e fleet.Execution) {
 // uncordon lets a host be used again, which must be cordoned.
 func (r *rig) uncordon(host fleet.HostID) {
 	r.t.Helper()
-	r.await(string(host)+" is cordoned", 20*time.Second, func() bool {
+	r.await(string(host)+" is cordoned", 3*time.Minute, func() bool {
 		h, ok := r.host(host)
 		return ok && h.Cordon != nil
 	})

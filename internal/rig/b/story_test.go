@@ -254,7 +254,7 @@ func (r *rig) rootCause(id string) []suspect {
 // well waits until nothing is predicted of a host.
 func (r *rig) well(host fleet.HostID) {
 	r.t.Helper()
-	r.await(string(host)+" is well", time.Minute, func() bool {
+	r.await(string(host)+" is well", 3*time.Minute, func() bool {
 		h, ok := r.host(host)
 		return ok && h.Prediction != nil && !h.Prediction.Anomalous && h.Prediction.Signature == fleet.SignatureNone
 	})
@@ -296,7 +296,7 @@ func (r *rig) move(f *figures, from, to fleet.HostID) {
 	}
 	f.Migrated++
 	f.MigrationDowntimeMS = max(f.MigrationDowntimeMS, r.guest.Account().MaxGap.Seconds()*1e3)
-	r.await("the control plane knows it", 20*time.Second, func() bool {
+	r.await("the control plane knows it", 3*time.Minute, func() bool {
 		a, ok := r.host(from)
 		b, ok2 := r.host(to)
 		return ok && ok2 && len(a.VMs) == 0 && len(b.VMs) == 1 && a.Cordon != nil && b.Cordon == nil
@@ -304,18 +304,18 @@ func (r *rig) move(f *figures, from, to fleet.HostID) {
 }
 
 func (r *rig) migrate(f *figures) {
-	r.bmc.Await("on", time.Second)
+	r.bmc.Await("on", time.Minute)
 	boot := r.bootID("one")
 	r.move(f, "one", "two")
 	// The host does what its management controller was told.
 	r.bmc.Await("on off on", time.Minute)
 	r.hosts["one"].PowerOff()
 	r.hosts["one"].PowerOn()
-	r.await("the power of the emptied host was cycled", time.Minute, func() bool {
+	r.await("the power of the emptied host was cycled", 3*time.Minute, func() bool {
 		h, ok := r.host("one")
 		return ok && h.Cordon != nil && h.Cordon.Power == fleet.PowerCycled
 	})
-	r.await("the emptied host is back", time.Minute, func() bool {
+	r.await("the emptied host is back", 3*time.Minute, func() bool {
 		return r.bootID("one") != boot && r.isUp("one")
 	})
 	f.PowerCycled = true
@@ -343,7 +343,7 @@ func (r *rig) slowly() (execution string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.await("memory is being sent", time.Minute, func() bool {
+	r.await("memory is being sent", 3*time.Minute, func() bool {
 		_, _, _, _, processed, _, _, _, _, _, _, _, err := l.DomainGetJobInfo(d)
 		return err == nil && processed > 1<<20
 	})
