@@ -247,6 +247,54 @@ func TestTheEvidenceGoesAway(t *testing.T) {
 	}
 }
 
+// TestARecommendationDoesNotFlap has evidence that points to a hanging service in one sample and to a noisy
+// neighbour in the next, as on a real host that starves.
+func TestARecommendationDoesNotFlap(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	ctx := t.Context()
+	h := fleet.Host{ID: "h2", Actions: []fleet.Action{fleet.ActionRecycle, fleet.ActionLiveMigrate}, VMs: []fleet.VM{{ID: "vm2"}}}
+	see := func(n int, all ...fleet.Prediction) fleet.Recommendation {
+		t.Helper()
+		for i := range n {
+			p := all[i%len(all)]
+			p.Host, p.Time, p.State, p.HorizonSeconds = h.ID, time.Now(), fleet.PredictionScoring, 3600
+			w.plane.recommender.consider(ctx, p, h)
+		}
+		recs, err := w.plane.Recommendations(ctx)
+		if err != nil || len(recs) == 0 {
+			t.Fatalf("%+v, %v", recs, err)
+		}
+		return recs[0]
+	}
+	hangs := fleet.Prediction{Anomalous: true, Signature: fleet.SignatureServiceHang, Culprit: unit, FailureProbability: 0.9}
+	noise := fleet.Prediction{Anomalous: true, Signature: fleet.SignatureNoisyNeighbour, FailureProbability: 0.5}
+	calm := fleet.Prediction{Signature: fleet.SignatureNone}
+	first := see(1, noise)
+	if first.Action != fleet.ActionLiveMigrate {
+		t.Fatalf("%+v", first)
+	}
+	if now := see(90, hangs, hangs, calm, noise); now.ID != first.ID || now.State != fleet.RecommendationPending {
+		t.Errorf("after samples that point here and there: %+v", now)
+	}
+	// After a restart of the control plane the same one stands.
+	w.down()
+	w.up()
+	if now := see(90, hangs, noise); now.ID != first.ID || now.State != fleet.RecommendationPending {
+		t.Errorf("after a restart: %+v", now)
+	}
+	second := see(20, hangs)
+	if second.ID == first.ID || second.Action != fleet.ActionRecycle || second.State != fleet.RecommendationPending {
+		t.Errorf("the evidence has changed, and this stands: %+v", second)
+	}
+	if was, _, _ := w.plane.recommender.table.Find(first.ID); was.State != fleet.RecommendationSuperseded || !strings.Contains(was.Note, "service-hang in 15 samples: recycle") {
+		t.Errorf("the first one: %+v", was)
+	}
+	if now := see(3, calm); now.ID != second.ID || now.State != fleet.RecommendationSuperseded || !strings.Contains(now.Note, "gone") {
+		t.Errorf("the evidence is gone, and this is left: %+v", now)
+	}
+}
+
 func TestRejectedStaysQuiet(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Policy.Cooldown = config.Duration(time.Hour)

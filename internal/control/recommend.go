@@ -31,6 +31,8 @@ type recommender struct {
 
 	mu   sync.Mutex
 	open map[fleet.HostID]string // host to its open recommendation
+	// standing says for how long that one stands; of one from before a restart it is made anew.
+	standing map[fleet.HostID]*predictor.Standing
 	// quiet says until when a host is not recommended anything: after a person
 	// said no, and after an execution.
 	quiet map[fleet.HostID]time.Time
@@ -64,7 +66,7 @@ const triedFor = time.Hour
 var errNotOpen = errors.New("the recommendation is not open any more")
 
 func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy func() config.Policy, log *slog.Logger) *recommender {
-	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt), luck: make(map[fleet.HostID]uint64)}
+	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), standing: make(map[fleet.HostID]*predictor.Standing), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt), luck: make(map[fleet.HostID]uint64)}
 	for _, rec := range table.All() {
 		if !rec.State.Final() {
 			r.open[rec.Host] = rec.ID
@@ -133,16 +135,13 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h.Actions = permitted(r.policy(), h.Actions)
-	at, times := r.triedOn(p)
-	luck, ok := r.luck[h.ID]
-	if !ok {
-		luck = rand.Uint64()
-		r.luck[h.ID] = luck
-	}
-	d := r.policyFor(r.policy(), h.Simulated).Decide(situation(p, h, at, times), rand.New(rand.NewPCG(luck, 0)))
+	d := r.propose(p, h)
 	if id := r.open[h.ID]; id != "" {
 		r.reconsider(ctx, id, p, d)
-		return
+		if r.open[h.ID] != "" {
+			return
+		}
+		d = r.propose(p, h)
 	}
 	if d.Action == fleet.ActionNone || p.Time.Before(r.quiet[h.ID]) {
 		return
@@ -167,28 +166,46 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 	r.log.Info("recommendation", "host", h.ID, "action", rec.Action, "signature", p.Signature, "culprit", p.Culprit, "dry_run", rec.DryRun, "id", rec.ID)
 }
 
+// propose is what the policy would do about a host now. r.mu is held.
+func (r *recommender) propose(p fleet.Prediction, h fleet.Host) predictor.Decision {
+	at, times := r.triedOn(p)
+	luck, ok := r.luck[h.ID]
+	if !ok {
+		luck = rand.Uint64()
+		r.luck[h.ID] = luck
+	}
+	return r.policyFor(r.policy(), h.Simulated).Decide(situation(p, h, at, times), rand.New(rand.NewPCG(luck, 0)))
+}
+
 // permitted leaves out the actions that the policy rules out, so that none of them is
 // recommended.
 func permitted(policy config.Policy, actions []fleet.Action) []fleet.Action {
 	return slices.DeleteFunc(slices.Clone(actions), func(a fleet.Action) bool { return policy.Approval(a) == "never" })
 }
 
-// reconsider closes an open recommendation that the evidence no longer carries.
+// reconsider closes an open recommendation that the evidence no longer carries. r.mu is held.
 func (r *recommender) reconsider(ctx context.Context, id string, p fleet.Prediction, d predictor.Decision) {
 	rec, _, ok := r.table.Find(id)
 	if !ok || rec.State != fleet.RecommendationPending && rec.State != fleet.RecommendationDryRun {
 		return
 	}
-	note := ""
-	switch {
-	case !p.Anomalous:
-		note = "the evidence is gone"
-	case d.Action != fleet.ActionNone && (d.Action != rec.Action || p.Culprit != rec.Prediction.Culprit && p.FailureProbability >= 0.5):
-		note = fmt.Sprintf("the evidence now points to %s: %s", p.Signature, d.Action)
-	default:
+	standing := r.standing[rec.Host]
+	if standing == nil {
+		standing = predictor.Stand(rec.Action, rec.Prediction)
+		r.standing[rec.Host] = standing
+	}
+	note := standing.Over(p, d)
+	if note == "" {
 		return
 	}
 	r.close(ctx, id, fleet.RecommendationSuperseded, "policy:"+predictor.PolicyName, note)
+}
+
+// forget is done with the open recommendation of a host. r.mu is held.
+func (r *recommender) forget(host fleet.HostID) {
+	delete(r.open, host)
+	delete(r.standing, host)
+	delete(r.luck, host)
 }
 
 // close ends a recommendation unless it went on meanwhile. r.mu is held.
@@ -207,8 +224,7 @@ func (r *recommender) close(ctx context.Context, id string, to fleet.Recommendat
 		r.log.Error("a recommendation could not be closed", "id", id, "err", err)
 		return
 	}
-	delete(r.open, rec.Host)
-	delete(r.luck, rec.Host)
+	r.forget(rec.Host)
 	r.record(ctx, who, string(to), rec)
 }
 
@@ -225,6 +241,7 @@ func (r *recommender) sweep(ctx context.Context, now time.Time) {
 		case !ok:
 		case (rec.State == fleet.RecommendationPending || rec.State == fleet.RecommendationDryRun) && now.After(rec.Expires):
 			r.close(ctx, id, fleet.RecommendationExpired, "clock", "nobody decided in time")
+		case r.standing[rec.Host].Calm(): // it may be over
 		case rec.State == fleet.RecommendationPending && (policy.Approval(rec.Action) == "automatic" || rec.Simulated && now.Sub(rec.Time) > simulatedApproval):
 			approve = append(approve, id)
 		}
@@ -336,10 +353,9 @@ func (r *recommender) settle(ctx context.Context, id string, f func(*fleet.Recom
 	if rec.State.Final() {
 		r.mu.Lock()
 		if r.open[rec.Host] == id {
-			delete(r.open, rec.Host)
+			r.forget(rec.Host)
 		}
 		r.quiet[rec.Host] = time.Now().Add(r.policy().Cooldown.D())
-		delete(r.luck, rec.Host)
 		r.mu.Unlock()
 	}
 	return rec, why

@@ -42,7 +42,7 @@ type Replay struct {
 type Replayed struct {
 	Host fleet.HostID `json:"host"`
 	Time time.Time    `json:"time"`
-	// Until is when the evidence was gone, or pointed elsewhere.
+	// Until is when it stood no more, see [predictor.Standing].
 	Until              time.Time       `json:"until"`
 	Action             fleet.Action    `json:"action"`
 	Signature          fleet.Signature `json:"signature"`
@@ -174,7 +174,7 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 	host.Write([]byte(h.ID))
 	ahead := newForecast()
 	var out []Replayed
-	open := false
+	var open *predictor.Standing // the recommendation that stands, nil for none
 	var first, last time.Time
 	for s, err := range r.Source.Samples(ctx, h.ID) {
 		if err != nil {
@@ -199,18 +199,16 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 		last = s.Time
 		// As live, luck is drawn once for each recommendation; nothing was done in the past, so
 		// nothing was tried.
-		closed := uint64(len(out))
-		if open {
-			closed--
+		propose := func(made int) predictor.Decision {
+			return decide(situation(prediction, view, nil, nil), rand.New(rand.NewPCG(host.Sum64(), uint64(made))))
 		}
-		d := decide(situation(prediction, view, nil, nil), rand.New(rand.NewPCG(host.Sum64(), closed)))
-		if open {
-			now := &out[len(out)-1]
-			if prediction.Anomalous && (d.Action == now.Action || d.Action == fleet.ActionNone) {
+		if open != nil {
+			if open.Over(prediction, propose(len(out)-1)) == "" {
 				continue
 			}
-			now.Until, open = s.Time, false
+			out[len(out)-1].Until, open = s.Time, nil
 		}
+		d := propose(len(out))
 		if d.Action == fleet.ActionNone {
 			continue
 		}
@@ -219,9 +217,9 @@ func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval
 			AnomalyScore: prediction.AnomalyScore, CostVMSeconds: d.CostVMSeconds, CostOfNothing: d.Alternatives[0].CostVMSeconds, Propensity: d.Propensity,
 			Model: prediction.Model, Policy: r.Policy, Reason: d.Reason,
 		})
-		open = true
+		open = predictor.Stand(d.Action, prediction)
 	}
-	if open {
+	if open != nil {
 		out[len(out)-1].Until = last
 	}
 	sum.HostDays += last.Sub(first).Hours() / 24
