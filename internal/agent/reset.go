@@ -197,7 +197,7 @@ func ResumeHost(ctx context.Context, c config.Agent, id fleet.HostID, dir string
 		if !out {
 			return r, fmt.Errorf("no VM is out: there is no plan in %s", vms.preserver.Dir)
 		}
-		if r.Kept, err = vms.preserver.GiveUp(giveUp); err != nil {
+		if r.Kept, err = vms.preserver.GiveUp(ctx, giveUp); err != nil {
 			return r, err
 		}
 	}

@@ -331,10 +331,10 @@ func TestOnePlanAtATime(t *testing.T) {
 
 func TestGiveUp(t *testing.T) {
 	g, _ := planned(t, false)
-	if _, err := g.p.GiveUp([]string{"other"}); err == nil || !strings.Contains(err.Error(), "[web]") {
+	if _, err := g.p.GiveUp(t.Context(), []string{"other"}); err == nil || !strings.Contains(err.Error(), "[web]") {
 		t.Error(err)
 	}
-	kept, err := g.p.GiveUp([]string{"web"})
+	kept, err := g.p.GiveUp(t.Context(), []string{"web"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -180,7 +181,7 @@ func (p *Preserver) ReadPlan() (Plan, error) {
 
 // GiveUp takes guests out of the plan that cannot be brought back, and puts what there
 // is of them into the directory given-up, which it returns. They must not run.
-func (p *Preserver) GiveUp(ids []string) (kept string, err error) {
+func (p *Preserver) GiveUp(ctx context.Context, ids []string) (kept string, err error) {
 	plan, err := p.ReadPlan()
 	if err != nil {
 		return "", err
@@ -192,7 +193,9 @@ func (p *Preserver) GiveUp(ids []string) (kept string, err error) {
 			return "", fmt.Errorf("VM %q is not out: the VMs of the plan are %v", id, plan.IDs())
 		}
 		g := plan.Guests[i]
-		if alive, err := p.alive(g); err != nil || alive || listener(p.socket(id)) != 0 {
+		alive, err := p.alive(g)
+		owner, silent := listener(ctx, p.socket(id))
+		if err = errors.Join(err, silent); err != nil || alive || owner != 0 {
 			return "", fmt.Errorf("VM %s has a QEMU process, and is not given up: end it first (%v)", id, err)
 		}
 		if err := os.MkdirAll(kept, 0o700); err != nil {

@@ -149,9 +149,25 @@ type Conn struct {
 	cancel context.CancelFunc
 }
 
+// connect connects to a socket. QEMU lets one client wait while it serves another, those of
+// an agent that died included: as long as there is no room for one more, it is tried again.
+func connect(ctx context.Context, path string) (net.Conn, error) {
+	for {
+		c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
 // Dial connects and negotiates. The connection's time is over when ctx ends.
 func Dial(ctx context.Context, path string) (*Conn, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	nc, err := connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("connect to QEMU at %s: %w", path, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/drivertest"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -182,6 +185,55 @@ func TestDirectory(t *testing.T) {
 	if _, err := New(t.TempDir()).Guests(ctx); err == nil {
 		t.Error("outlives its context")
 	}
+}
+
+// A QEMU that is busy has no room for another client. That it has not says nothing of who has the guest.
+func TestABusyQEMUIsWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "g.qmp")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), path)
+	defer file.Close()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil { // clients that come and go, and that it has not served yet
+		var c net.Conn
+		if c, err = net.Dial("unix", path); err == nil {
+			c.Close()
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if pid, err := listener(short, path); err == nil {
+		t.Errorf("%d listens there", pid)
+	}
+	l, err := net.FileListener(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	time.AfterFunc(50*time.Millisecond, func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			go func() {
+				defer c.Close()
+				qemu(map[string]string{"qmp_capabilities": `"return": {}`})(c)
+			}()
+		}
+	})
+	if pid, err := listener(t.Context(), path); err != nil || pid != os.Getpid() {
+		t.Errorf("%d listens there, not this process: %v", pid, err)
+	}
+	c, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }
 
 // A real QEMU, with a guest that does nothing.

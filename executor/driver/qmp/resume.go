@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,9 +106,13 @@ func (p *Preserver) settle(ctx context.Context, g Preserved, alive bool) (bool, 
 		return alive, err
 	}
 	for _, pid := range pids {
-		_, err := os.Lstat(g.Next)
+		owner, err := listener(ctx, p.socket(g.ID))
+		if err != nil {
+			return alive, fmt.Errorf("find out which of its processes has it: %w", err)
+		}
+		_, err = os.Lstat(g.Next)
 		switch {
-		case listener(p.socket(g.ID)) == pid:
+		case owner == pid:
 			// The old one was killed, and may take its time.
 			if alive {
 				if err := p.end(ctx, g.PID); err != nil {
@@ -131,14 +134,16 @@ func (p *Preserver) settle(ctx context.Context, g Preserved, alive bool) (bool, 
 }
 
 // listener is the process that listens at a socket, 0 if there is none.
-func listener(path string) int {
-	c, err := net.Dial("unix", path)
+func listener(ctx context.Context, path string) (int, error) {
+	c, err := connect(ctx, path)
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	defer c.Close()
-	pid, _ := (&Conn{c: c}).peer()
-	return pid
+	return (&Conn{c: c}).peer()
 }
 
 // answers waits until a guest's new QEMU answers, or has ended.
