@@ -221,7 +221,7 @@ func (c *Collector) read(ctx context.Context, s source) []found {
 	case err = <-done:
 	case <-ctx.Done():
 		// A source that heeds ctx is just about to end and says more.
-		grace := time.NewTimer(100 * time.Millisecond)
+		grace := time.NewTimer(800 * time.Millisecond)
 		select {
 		case err = <-done:
 		case <-grace.C:
@@ -249,7 +249,7 @@ func program(max int) func(ctx context.Context, name string, args ...string) ([]
 		cmd.Env = append(cmd.Environ(), "LC_ALL=C", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER=")
 		out, errs := &ring{max: max}, &ring{max: 1000}
 		cmd.Stdout, cmd.Stderr = out, errs
-		cmd.WaitDelay = 50 * time.Millisecond
+		cmd.WaitDelay = 2 * time.Second // for what it wrote to be read, too, which takes a moment on a busy host
 		err := cmd.Run()
 		if err != nil && ctx.Err() != nil {
 			err = fmt.Errorf("stopped after its time limit: %w", ctx.Err())

@@ -94,6 +94,7 @@ func TestHealth(t *testing.T) {
 		"exec hangs":          {Health{Exec: []string{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, Timeout: short}, "did not end in time"},
 		"exec does not exist": {Health{Exec: []string{"/nope"}}, "no such file"},
 		"exec talks":          {Health{Exec: []string{"/bin/sh", "-c", "yes | head -c 1000000; exit 1"}}, "y"},
+		"exec leaves a child": {Health{Exec: []string{"/bin/sh", "-c", "sleep 5 & exit 0"}}, ""},
 		"file":                {Health{File: file, MaxAge: time.Minute}, ""},
 		"file old":            {Health{File: old, MaxAge: time.Minute}, "1h0m"},
 		"file gone":           {Health{File: filepath.Join(dir, "gone"), MaxAge: time.Minute}, "no such file"},

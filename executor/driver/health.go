@@ -135,8 +135,11 @@ func run(ctx context.Context, argv []string) error {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 100 * time.Millisecond
+	cmd.WaitDelay = time.Second
 	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) { // it ended well, and left something behind that might still write
+		err = nil
+	}
 	if cause := ctx.Err(); errors.Is(cause, context.DeadlineExceeded) {
 		return fmt.Errorf("health check: %s did not end in time: %w", argv[0], cause)
 	}
