@@ -50,7 +50,7 @@ func on(t *testing.T, units map[string]string, part func(t *testing.T) tally) ta
 		}
 		return got
 	}
-	data, err := os.ReadFile(filepath.Join(drivertest.OnSystemdFor(t, units, 8*time.Minute), "tally"))
+	data, err := os.ReadFile(filepath.Join(drivertest.OnSystemdFor(t, units, 12*time.Minute), "tally"))
 	if err != nil {
 		t.Fatal(err)
 	}

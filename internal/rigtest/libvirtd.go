@@ -63,6 +63,8 @@ stdio_handler = "file"
 cgroup_controllers = []
 namespaces = []
 remember_owner = 0
+migration_port_min = 19000
+migration_port_max = 19063
 `
 
 // LibvirtdConf is libvirtd.conf for a host of tests, whose sockets are made in dir. It
