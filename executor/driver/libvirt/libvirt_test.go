@@ -273,7 +273,7 @@ func TestMovesConform(t *testing.T) {
 	two, from, target, g, here, speed := p.two, p.from, p.target, p.guest, p.here, p.speed
 	drivertest.Moves(t, drivertest.MoveBench{
 		From: from, To: target, Guest: g.id, FromTarget: here, ToTarget: here,
-		Nowhere: fleet.Target{VM: g.id, Host: "nowhere", Address: "127.0.0.2"},
+		Nowhere: fleet.Target{VM: g.id, Host: "nowhere", Address: "127.0.0.3"},
 		Slow:    speed(2), Fast: speed(1000),
 		Once: g.unharmed,
 	})
