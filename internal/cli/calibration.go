@@ -20,6 +20,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/baseline"
 	"github.com/tardigrade-recovery/tardigrade/model/fast"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -39,8 +40,8 @@ backups at night, deploys on workdays, batch jobs, and a load that differs by ho
 With --data they are the train files of a directory, taken as healthy: what is an
 incident in them counts as a false alarm.
 
-Detectors: serve (what the control plane uses, with the configuration's model.learn_fully and
-model.retrain_every), default, fast and baseline. Detector and alarm are those that run in serve.
+Detectors: serve (what the control plane uses, with the configuration's model.detector,
+model.learn_fully and model.retrain_every), default, fast and baseline. Detector and alarm are those that run in serve.
 
   alarms          begins of alarms that the score gives, at each asked rate
   evidence        begins of findings that need no model, such as memory that grows in a line`,
@@ -129,14 +130,10 @@ func (c calibration) maker(cfg config.Model) (detectorMaker, error) {
 	case "serve":
 		cfg.Learn = config.Duration(c.learn)
 		return control.Detectors(cfg, c.interval), nil
-	case "default":
+	case "default", "fast":
+		method := map[string]stream.Method{"default": anomaly.Method, "fast": fast.Method}[c.detector]
 		return func(_ fleet.HostID, series []string) (predictor.Detector, error) {
-			d, err := anomaly.New(len(series), anomaly.Config{Learn: learn})
-			return single{d}, err
-		}, nil
-	case "fast":
-		return func(_ fleet.HostID, series []string) (predictor.Detector, error) {
-			d, err := fast.New(len(series), fast.Config{Learn: learn})
+			d, err := stream.New(method, len(series), stream.Config{Learn: learn})
 			return single{d}, err
 		}, nil
 	case "baseline":

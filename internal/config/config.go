@@ -224,6 +224,9 @@ type Model struct {
 	// LearnFully is how long it is watched before the stronger detector takes over, which
 	// knows how the host's metrics move together; 0 leaves it at the plain one.
 	LearnFully Duration `yaml:"learn_fully"`
+	// Detector is the stronger one: "default", which finds most, or "fast", for a control plane
+	// that is short of CPU time; docs/anomaly.md compares them.
+	Detector string `yaml:"detector"`
 	// RetrainEvery is after how long what was learned is learned anew from what is normal
 	// by then; 0 is never.
 	RetrainEvery Duration `yaml:"retrain_every"`
@@ -302,7 +305,7 @@ func Default() Config {
 			Migrate: Migrate{Parallel: 2, AutoConverge: true, Downtime: Duration(100 * time.Millisecond)},
 			Reset:   Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
-		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), RetrainEvery: Duration(24 * time.Hour),
+		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), Detector: "default", RetrainEvery: Duration(24 * time.Hour),
 			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
 			Promote: "manual", PromoteAfter: Duration(24 * time.Hour), PromoteSamples: 10_000, PromoteAlarmRatio: 1,
 			Drift:               Drift{PSI: 0.25, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
@@ -455,6 +458,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Model.RetrainEvery.D(); d != 0 && d < time.Hour {
 		bad("model.retrain_every: %v is too often: at least 1h, or 0 for never", d)
+	}
+	if c.Model.Detector != "default" && c.Model.Detector != "fast" {
+		bad("model.detector: %q is not default or fast", c.Model.Detector)
 	}
 	if c.Model.Jobs != "manual" && c.Model.Jobs != "automatic" {
 		bad("model.jobs: %q is not manual or automatic", c.Model.Jobs)

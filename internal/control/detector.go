@@ -9,18 +9,26 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/collector"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
+	"github.com/tardigrade-recovery/tardigrade/model/fast"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
 	"github.com/tardigrade-recovery/tardigrade/model/staged"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
-// detectorName is of the files that keep what was learned of a host; plainName and
-// strongName are of what scores it.
+// detectorName is of the files that keep what was learned of a host; plainName and those of
+// strong are of what scores it.
 const (
 	detectorName = "staged/1"
 	plainName    = "baseline/1"
-	strongName   = "anomaly/1"
 )
+
+// strong are the stronger detectors, by the configuration's name.
+var strong = map[string]struct {
+	name   string
+	method stream.Method
+}{"default": {"anomaly/1", anomaly.Method}, "fast": {"fast/1", fast.Method}}
 
 const (
 	// leastStrong and mostStrong bound the samples from which the strong detector learns.
@@ -53,6 +61,7 @@ func (d *detectors) new(learn time.Duration) func(fleet.HostID, []string) (predi
 	return func(host fleet.HostID, series []string) (predictor.Detector, error) {
 		cfg := staged.Config{
 			Learn: max(20, int(learn/d.every)), Again: int(d.cfg.RetrainEvery.D() / d.every), Slots: d.slots, Interval: d.every,
+			Method: strong[d.cfg.Detector].method,
 		}
 		if d.cfg.LearnFully > 0 {
 			cfg.Strong = d.samples(max(learn, d.cfg.LearnFully.D()), leastStrong, mostStrong)
@@ -61,7 +70,7 @@ func (d *detectors) new(learn time.Duration) func(fleet.HostID, []string) (predi
 		if err != nil {
 			return nil, err
 		}
-		made := &detector{Detector: own, host: host, roster: d.roster}
+		made := &detector{Detector: own, host: host, roster: d.roster, strong: strong[d.cfg.Detector].name}
 		return made, made.Grow(series)
 	}
 }
@@ -72,6 +81,7 @@ type detector struct {
 	*staged.Detector
 	host   fleet.HostID
 	roster *roster
+	strong string // name of the stronger detector
 	series []string
 
 	champion, shadow *chair
@@ -104,7 +114,7 @@ func (d *detector) Observe(at time.Time, x []float64) predictor.Observation {
 	d.seat()
 	o := predictor.Observation{Learning: r.Learned < 1, Learned: r.Learned, Tail: r.Rest, Model: plainName}
 	if r.Strong {
-		o.Tail, o.Model = both(r.Lead, r.Rest), strongName
+		o.Tail, o.Model = both(r.Lead, r.Rest), d.strong
 	}
 	d.led = false
 	if tail, ok := d.champion.observe(at, x); ok {

@@ -13,7 +13,14 @@ import (
 // A host is scored plainly at first and by the stronger detector later; what it has
 // learned by then survives a restart, and a fault is seen and explained.
 func TestTheStrongDetectorTakesOver(t *testing.T) {
+	for name, want := range strong {
+		t.Run(name, func(t *testing.T) { takesOver(t, name, want.name) })
+	}
+}
+
+func takesOver(t *testing.T, detector, strongName string) {
 	cfg := config.Default().Model
+	cfg.Detector = detector
 	cfg.Learn, cfg.LearnFully = config.Duration(time.Minute), config.Duration(5*time.Minute)
 	made := newDetectors(cfg, time.Second, newRoster(cfg, time.Second))
 	begin := func() *predictor.Predictor {

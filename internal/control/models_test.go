@@ -20,6 +20,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/drift"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // TestMain is also the process of a training.
@@ -55,7 +56,7 @@ func trained(t *testing.T, series []string, load float64) []byte {
 	for i := range rows {
 		rows[i] = []float64{load + 0.1*r.NormFloat64(), 0.3 + 0.02*r.NormFloat64()}
 	}
-	d, err := anomaly.New(2, anomaly.Config{Learn: 400})
+	d, err := stream.New(anomaly.Method, 2, stream.Config{Learn: 400})
 	if err != nil {
 		t.Fatal(err)
 	}

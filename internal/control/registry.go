@@ -15,6 +15,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/failure"
 	"github.com/tardigrade-recovery/tardigrade/model/feature"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // modelStore keeps the registry on the bus: a ledger for each kind in a table, the files in
@@ -81,7 +82,7 @@ func usableModel(h registry.Header, state []byte) error {
 		}
 		return nil
 	}
-	d, err := anomaly.Unmarshal(state)
+	d, err := stream.Unmarshal(anomaly.Method, state)
 	if err != nil {
 		return refuse("%v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/failure"
 	"github.com/tardigrade-recovery/tardigrade/model/feature"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -218,7 +219,7 @@ func (r *roster) comparisons() map[registry.Kind]registry.Comparison {
 type chair struct {
 	model   *seated
 	columns []int // of the host, for the model's
-	scorer  *anomaly.Detector
+	scorer  *stream.Detector
 	x       []float64
 	width   int // of the host when it was made
 }
@@ -240,7 +241,7 @@ func sit(m *seated, series []string) *chair {
 		}
 		c.columns = append(c.columns, i)
 	}
-	d, err := anomaly.Unmarshal(m.state)
+	d, err := stream.Unmarshal(anomaly.Method, m.state)
 	if err != nil { // it was read before
 		return c
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/train"
 	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // TestMain is also the process of a training.
@@ -97,7 +98,7 @@ func TestTrainsInAProcess(t *testing.T) {
 			t.Errorf("%s: %+v, %v, progress %v", kind, h, err, seen)
 		}
 		if kind == registry.KindAnomaly {
-			if _, err := anomaly.Unmarshal(state); err != nil || h.Metrics["auc_roc"] < 0.9 {
+			if _, err := stream.Unmarshal(anomaly.Method, state); err != nil || h.Metrics["auc_roc"] < 0.9 {
 				t.Errorf("%v, %v", err, h.Metrics)
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/drift"
 	"github.com/tardigrade-recovery/tardigrade/model/metrics"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 const (
@@ -80,8 +81,8 @@ func trainAnomaly(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	return d.MarshalBinary()
 }
 
-func learn(rows [][]float64) (*anomaly.Detector, error) {
-	d, err := anomaly.New(len(rows[0]), anomaly.Config{Learn: min(max(len(rows), 20), 1<<16)})
+func learn(rows [][]float64) (*stream.Detector, error) {
+	d, err := stream.New(anomaly.Method, len(rows[0]), stream.Config{Learn: min(max(len(rows), 20), 1<<16)})
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +142,7 @@ func judge(runs []run, chosen []int, h *registry.Header) error {
 	var tails drift.Tails
 	below, n := 0.0, 0.0
 	for _, r := range runs {
-		d, err := anomaly.Unmarshal(saved)
+		d, err := stream.Unmarshal(anomaly.Method, saved)
 		if err != nil {
 			return err
 		}

@@ -68,8 +68,8 @@ func (m *Model) Scorer() *Scorer {
 	l := &Scorer{
 		m: m, slow: m.slow, parts: make([]float64, columns), drift: slices.Clone(m.calm), day: newDay(m),
 		ring: make([]int16, window*columns),
-		lags: make([]float32, order*columns+1), feature: make([]float32, len(windows)*columns), step: make([]float32, columns),
-		residual: make([]float32, columns), product: make([]float32, len(windows)*columns), absent: make([]bool, columns),
+		lags: vector(order*columns + 1), feature: vector(len(windows) * columns), step: make([]float32, columns),
+		residual: vector(columns), product: vector(len(windows) * columns), absent: make([]bool, columns),
 		strength: make([]float32, len(windows)*columns),
 	}
 	for k := range holds {
@@ -80,6 +80,11 @@ func (m *Model) Scorer() *Scorer {
 	}
 	return l
 }
+
+// vector is of n zeros, aligned to 16 bytes, as everything is that takes at least 32: gonum's dot
+// product adds up in an order that depends on the alignment, and a score must not
+// depend on where it is computed.
+func vector(n int) []float32 { return make([]float32, n, max(n, 8)) }
 
 // Bytes is the memory that the scorer holds beside its model.
 func (l *Scorer) Bytes() int {

@@ -17,6 +17,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/rival/kmeans"
 	"github.com/tardigrade-recovery/tardigrade/model/rival/knn"
 	"github.com/tardigrade-recovery/tardigrade/model/rival/subspace"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 	"github.com/tardigrade-recovery/tardigrade/model/tail"
 )
 
@@ -55,8 +56,8 @@ type Detector struct {
 // All lists the detectors, the default one first.
 func All() []Detector {
 	return []Detector{
-		{Name: "default", About: "moving deviations, forecasts, steps and the time of day, judged together by Mahalanobis distances and each in its own tail", Fit: fitter(anomaly.Fit), watch: watchDefault},
-		{Name: "fast", About: "what default does, at rank 12 and 4 instead of full, for a million samples a second", Fit: fitter(fast.Fit), watch: watchFast},
+		{Name: "default", About: "moving deviations, forecasts, steps and the time of day, judged together by Mahalanobis distances and each in its own tail", Fit: fitter(anomaly.Fit), watch: watcher(anomaly.Method)},
+		{Name: "fast", About: "what default does, at rank 12 and 4 instead of full, for a million samples a second", Fit: fitter(fast.Fit), watch: watcher(fast.Method)},
 		{Name: "baseline", About: "each metric against its own slowly moving normal", Fit: fitBaseline, watch: watchBaseline},
 		{Name: "iforest", About: "isolation forest", Fit: fitter(iforest.Fit)},
 		{Name: "kmeans", About: "k-means of each metric's windows, as Netdata does", Fit: fitter(kmeans.Fit)},
@@ -141,40 +142,24 @@ func fitter[S Scorer, M interface {
 	}
 }
 
-func watchDefault(rows [][]float64, again bool) (Watch, error) {
-	d, err := anomaly.New(len(rows[0]), anomaly.Config{Learn: max(20, min(len(rows), 1<<16))})
-	if err != nil {
-		return nil, err
+func watcher(method stream.Method) func([][]float64, bool) (Watch, error) {
+	return func(rows [][]float64, again bool) (Watch, error) {
+		d, err := stream.New(method, len(rows[0]), stream.Config{Learn: max(stream.Least, min(len(rows), stream.MostLearn))})
+		if err != nil {
+			return nil, err
+		}
+		if err := d.Fit(rows); err != nil {
+			return nil, err
+		}
+		if again {
+			d.Rewind()
+		}
+		parts := make([]float64, len(rows[0]))
+		return func(x []float64) (float64, float64) {
+			_, tail := d.Observe(time.Time{}, x)
+			return d.Explain(parts), tail
+		}, nil
 	}
-	if err := d.Fit(rows); err != nil {
-		return nil, err
-	}
-	if again {
-		d.Rewind()
-	}
-	parts := make([]float64, len(rows[0]))
-	return func(x []float64) (float64, float64) {
-		_, tail := d.Observe(time.Time{}, x)
-		return d.Explain(parts), tail
-	}, nil
-}
-
-func watchFast(rows [][]float64, again bool) (Watch, error) {
-	d, err := fast.New(len(rows[0]), fast.Config{Learn: max(20, min(len(rows), 1<<16))})
-	if err != nil {
-		return nil, err
-	}
-	if err := d.Fit(rows); err != nil {
-		return nil, err
-	}
-	if again {
-		d.Reset()
-	}
-	parts := make([]float64, len(rows[0]))
-	return func(x []float64) (float64, float64) {
-		_, tail := d.Observe(time.Time{}, x)
-		return d.Explain(parts), tail
-	}, nil
 }
 
 // learned is a baseline detector that is done learning. Each host has its own.

@@ -38,9 +38,6 @@ import (
 )
 
 const (
-	leastLearn  = 20
-	mostColumns = 512
-
 	scales         = 2
 	warm           = 60 // samples until the deviations count
 	forecastRank   = 12

@@ -10,39 +10,21 @@ import (
 	"gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/blas64"
 	"gonum.org/v1/gonum/mat"
+
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 var errDegenerate = errors.New("fast model: the samples have no covariance that can be inverted")
 
 // Fit learns the normal from samples in order, at least 20, each with the same number of
 // values; NaN is missing.
-func Fit(rows [][]float64) (*Model, error) {
-	flat, columns, err := flatten(rows)
+func Fit(samples [][]float64) (*Model, error) {
+	rows, columns, err := stream.Rows(samples)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("fast model: %w", err)
 	}
-	m, _, err := fit(flat, columns)
+	m, _, err := fit(rows, columns)
 	return m, err
-}
-
-func flatten(rows [][]float64) (flat []float32, columns int, err error) {
-	if len(rows) < leastLearn {
-		return nil, 0, fmt.Errorf("fast model: %d samples to learn from, at least %d are needed", len(rows), leastLearn)
-	}
-	columns = len(rows[0])
-	if columns == 0 || columns > mostColumns {
-		return nil, 0, fmt.Errorf("fast model: samples of %d values: 1 to %d are possible", columns, mostColumns)
-	}
-	flat = make([]float32, 0, len(rows)*columns)
-	for i, r := range rows {
-		if len(r) != columns {
-			return nil, 0, fmt.Errorf("fast model: sample %d has %d values, the first has %d", i, len(r), columns)
-		}
-		for _, v := range r {
-			flat = append(flat, float32(v))
-		}
-	}
-	return flat, columns, nil
 }
 
 // moments gathers the products of rows, each of p values, in blocks.

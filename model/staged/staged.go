@@ -25,6 +25,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/baseline"
 	"github.com/tardigrade-recovery/tardigrade/model/columns"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // Config sets up a [Detector]. All lengths are in samples.
@@ -38,6 +39,9 @@ type Config struct {
 	Again int
 	// Interval is the time between samples, where it is known.
 	Interval time.Duration
+	// Method is how the strong detector scores: [anomaly.Method], which is what nil means,
+	// or fast.Method.
+	Method stream.Method
 	// Slots, where it is not nil, limits how many detectors learn at once.
 	Slots *Slots
 }
@@ -104,9 +108,9 @@ type Detector struct {
 	wide []int     // candidates: columns that are host-level, in the first stage
 	kept []float32 // their samples, row by row
 
-	chosen []int             // columns of the strong detector, nil before the choice
-	strong *anomaly.Detector // nil before it has learned
-	next   *anomaly.Detector // what is learning; it holds a slot
+	chosen []int            // columns of the strong detector, nil before the choice
+	strong *stream.Detector // nil before it has learned
+	next   *stream.Detector // what is learning; it holds a slot
 	rest   *baseline.Detector
 	others []int // columns of rest
 	age    int   // samples since strong learned
@@ -138,6 +142,9 @@ func New(cfg Config) (*Detector, error) {
 	}
 	if cfg.Strong != 0 && (cfg.Strong < 64 || cfg.Strong > mostStrong) || cfg.Again < 0 {
 		return nil, fmt.Errorf("staged detector: %d samples for the strong detector, again after %d: 64 to %d, or 0 for none, are possible", cfg.Strong, cfg.Again, mostStrong)
+	}
+	if cfg.Method == nil {
+		cfg.Method = anomaly.Method
 	}
 	return &Detector{cfg: cfg, first: first}, nil
 }
@@ -292,7 +299,7 @@ func (d *Detector) begin() bool {
 	if !d.cfg.Slots.take(d) {
 		return false
 	}
-	next, err := anomaly.New(len(d.chosen), anomaly.Config{Learn: d.cfg.Strong, Interval: d.cfg.Interval})
+	next, err := stream.New(d.cfg.Method, len(d.chosen), stream.Config{Learn: d.cfg.Strong, Interval: d.cfg.Interval})
 	if err != nil {
 		d.cfg.Slots.give(d)
 		return false

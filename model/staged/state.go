@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/tardigrade-recovery/tardigrade/model/anomaly"
 	"github.com/tardigrade-recovery/tardigrade/model/baseline"
 	"github.com/tardigrade-recovery/tardigrade/model/columns"
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // stateVersion begins the saved state.
-const stateVersion = 1
+const stateVersion = 2
 
 // mostColumns bounds what a saved state may claim.
 const mostColumns = 1 << 17
@@ -124,12 +124,12 @@ func (d *Detector) decode(b []byte) (*Detector, error) {
 	}
 	for _, part := range []struct {
 		state []byte
-		to    **anomaly.Detector
+		to    **stream.Detector
 	}{{strong, &n.strong}, {next, &n.next}} {
 		if part.state == nil {
 			continue
 		}
-		if *part.to, err = anomaly.New(len(n.chosen), anomaly.Config{Learn: max(d.cfg.Strong, 64), Interval: d.cfg.Interval}); err != nil {
+		if *part.to, err = stream.New(d.cfg.Method, len(n.chosen), stream.Config{Learn: max(d.cfg.Strong, 64), Interval: d.cfg.Interval}); err != nil {
 			return nil, err
 		}
 		if err := (*part.to).UnmarshalBinary(part.state); err != nil {

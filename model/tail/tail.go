@@ -1,8 +1,7 @@
-// Package tail turns scores into tail probabilities by the peaks over a high quantile
-// (Siffer et al., "Anomaly Detection in Streams with Extreme Value Theory", KDD 2017): scores
-// up to the 0.9 quantile are taken as uniform, those above as a generalised Pareto
-// distribution. Its shape is set, since a short learning period does not suffice to estimate
-// it.
+// Package tail turns the scores of a healthy host into tail probabilities, by the peaks over a
+// high quantile (Siffer et al., "Anomaly Detection in Streams with Extreme Value Theory", KDD
+// 2017) with runs declustering (Coles, "An Introduction to Statistical Modeling of Extreme
+// Values", 2001, 5.3.2).
 package tail
 
 import (
@@ -11,71 +10,123 @@ import (
 	"slices"
 )
 
-const (
-	quantile   = 0.9 // from where the tail begins
-	shape      = 0.2 // of the generalised Pareto tail
-	leastScale = 1e-3
-	mostExcess = 10 // that teaches, in scales
-)
+// Apart is how many samples lie between two episodes.
+const Apart = 60
 
-// Tail is the distribution of the scores of a healthy host.
+// Tail is the distribution of the scores. Scores over Base belong to one episode until
+// [Apart] samples in a row are not, and the highest of an episode is its peak. Above Base the
+// tail is the rate at which episodes begin times a generalised Pareto distribution of their peaks,
+// so that what is below a tail of p begins p times a sample on average.
 type Tail struct {
-	Base  float64 // the quantile
-	Scale float64 // of the Pareto tail beyond
-	N     float64 // scores that it is known from
+	Base         float64 // the 0.9 quantile
+	Rate         float64 // episodes a sample
+	Mean, Square float64 // of the peaks' excess over Base, and of its square
+	N, Episodes  float64 // samples and episodes that are remembered
+	Peak         float64 // excess of the episode under way, 0 for none
+	Calm         int     // samples below Base since
 }
 
-// New learns from scores, which must be at least 0, and should not have been learned from by what
-// gave them.
+const (
+	quantile   = 0.9  // of the scores, from where the tail begins
+	mostShape  = 0.3  // of the generalised Pareto tail
+	usualShape = 0.15 // before anything is known of it
+	shapeCount = 50   // episodes that this counts as
+	leastMean  = 0.05 // of the excess
+	mostExcess = 5    // that teaches, in means
+)
+
+// New learns from finite scores in order, which should not have been learned from by what gave
+// them. Those below 0 count as 0.
 func New(scores []float64) (Tail, error) {
 	if len(scores) == 0 {
 		return Tail{}, errors.New("tail: no scores to learn from")
 	}
 	s := slices.Clone(scores)
 	slices.Sort(s)
-	if math.IsNaN(s[0]) || s[0] < 0 || math.IsInf(s[len(s)-1], 0) {
-		return Tail{}, errors.New("tail: a score is negative or not a number")
+	if math.IsNaN(s[0]) || math.IsInf(s[0], 0) || math.IsInf(s[len(s)-1], 0) {
+		return Tail{}, errors.New("tail: a score is not a finite number")
 	}
-	t := Tail{N: float64(len(s)), Base: s[int(quantile*float64(len(s)-1))]}
-	excess, n := 0.0, 0
-	for _, v := range s {
-		if v > t.Base {
-			excess += v - t.Base
-			n++
+	t := Tail{Base: max(0, s[int(quantile*float64(len(s)-1))])}
+	var found []float64
+	for _, v := range scores {
+		if e := t.next(v); e > 0 {
+			found = append(found, e)
 		}
 	}
-	t.Scale = max(0.05*t.Base, leastScale)
-	if n > 0 {
-		// With few peaks the scale is uncertain: it is widened by one standard error.
-		t.Scale = max(t.Scale, excess/float64(n)*(1+1/math.Sqrt(float64(n))))
+	if t.Peak > 0 {
+		found = append(found, t.Peak)
+	}
+	t.Peak, t.Calm = 0, 0
+	k := float64(len(found))
+	for _, e := range found {
+		t.Mean += e / k
+		t.Square += e * e / k
+	}
+	t.N, t.Episodes = float64(len(scores)), max(k, 1)
+	t.Rate = min(t.Episodes/t.N, 1-quantile)
+	// With few episodes the mean is uncertain: it is widened by one standard error.
+	wide := 1 + 1/math.Sqrt(t.Episodes)
+	t.Mean, t.Square = t.Mean*wide, t.Square*wide*wide
+	if least := max(leastMean, 0.05*t.Base); t.Mean < least {
+		t.Mean, t.Square = least, 2*least*least
 	}
 	return t, nil
 }
 
-// Of is the probability, 0..1, that a healthy host's score is at least as large.
-func (t Tail) Of(score float64) float64 {
-	if score <= t.Base {
-		return 1 - quantile*max(score, 0)/max(t.Base, 1e-300)
+// next takes a score and returns the peak of the episode that it ends, or 0.
+func (t *Tail) next(score float64) (ended float64) {
+	if score > t.Base {
+		t.Peak, t.Calm = max(t.Peak, score-t.Base), 0
+		return 0
 	}
-	return (1 - quantile) * math.Pow(1+shape*(score-t.Base)/t.Scale, -1/shape)
+	if t.Calm = min(t.Calm+1, Apart); t.Peak == 0 || t.Calm < Apart {
+		return 0
+	}
+	ended, t.Peak = t.Peak, 0
+	return ended
 }
 
-// Adapt moves the quantile and the scale by one score's worth, which is bounded, so that an
-// incident moves them little; what is older than so many scores is forgotten to 1/e.
+// shape is that of the generalised Pareto distribution by the method of moments, drawn
+// towards what is usual where there are few episodes.
+func (t *Tail) shape() float64 {
+	spread := max(t.Square-t.Mean*t.Mean, 1e-9*t.Mean*t.Mean)
+	found := max(-1, (1-t.Mean*t.Mean/spread)/2)
+	return max(0.01, min(mostShape, (t.Episodes*found+shapeCount*usualShape)/(t.Episodes+shapeCount)))
+}
+
+// Of is the probability that an episode at least as high begins with a sample.
+func (t *Tail) Of(score float64) float64 {
+	if score <= t.Base {
+		return 1 - (1-t.Rate)*max(score, 0)/max(t.Base, 1e-300)
+	}
+	shape := t.shape()
+	return t.Rate * math.Pow(1+shape*(score-t.Base)/(t.Mean*(1-shape)), -1/shape)
+}
+
+// Adapt moves the distribution by one score's worth. Of an incident only its bounded peak
+// teaches, and base moves little, so that it does not pass for normal soon.
 func (t *Tail) Adapt(score, memory float64) {
 	t.N = min(t.N+1, memory)
-	// The density at the quantile is about (1-quantile)/scale.
-	step := t.Scale / (1 - quantile) / t.N
-	if score <= t.Base {
-		t.Base = max(0, t.Base-(1-quantile)*step)
-		return
+	t.Rate *= 1 - 1/t.N
+	if ended := t.next(score); ended > 0 {
+		t.Rate = min(t.Rate+1/t.N, 1-quantile)
+		t.Episodes = min(t.Episodes+1, max(1, memory*t.Rate))
+		e := min(ended, mostExcess*t.Mean)
+		t.Mean = max(leastMean, t.Mean+(e-t.Mean)/t.Episodes)
+		t.Square = max(t.Mean*t.Mean, t.Square+(e*e-t.Square)/t.Episodes)
 	}
-	excess := min(score-t.Base, mostExcess*t.Scale)
-	t.Base += quantile * step
-	t.Scale = max(t.Scale+(excess-t.Scale)/max(1, t.N*(1-quantile)), leastScale)
+	// The density at the quantile is about (1-quantile)/mean. An episode that lasts moves
+	// it no more.
+	step := t.Mean / (1 - quantile) / t.N
+	switch {
+	case score <= t.Base:
+		t.Base = max(0, t.Base-(1-quantile)*step)
+	case t.Calm == 0 && score-t.Base < t.Mean:
+		t.Base += quantile * step
+	}
 }
 
 // Sound says whether the values are possible, as after loading them.
-func (t Tail) Sound() bool {
-	return t.Base >= 0 && t.Scale >= leastScale && t.N >= 1 && t.Base < 1e12 && t.Scale < 1e12 && t.N < 1e12
+func (t *Tail) Sound() bool {
+	return t.Base >= 0 && t.Rate > 0 && t.Rate <= 1-quantile && t.Mean > 0 && t.Square >= 0 && t.N >= 1 && t.Episodes >= 1 && t.Peak >= 0
 }

@@ -6,20 +6,34 @@ import (
 	"testing"
 )
 
-func TestTailIsTheShareOfScores(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	learn := make([]float64, 20_000)
-	for i := range learn {
-		learn[i] = r.ExpFloat64()
+// scores are of a host that is calm but for an episode in 200 samples, whose peak over 1 is
+// exponential with this mean.
+func scores(r *rand.Rand, n int, mean float64) []float64 {
+	out := make([]float64, n)
+	for i := range out {
+		out[i] = r.Float64()
+		if i%200 == 100 {
+			peak := 1 + mean*r.ExpFloat64()
+			for k := range 30 { // it takes half an hour to pass
+				out[i-k] = peak * (1 - float64(k)/30)
+			}
+		}
 	}
-	d, err := New(learn)
+	return out
+}
+
+// begins is the probability that an episode at least as high begins with a sample.
+func begins(score, mean float64) float64 { return math.Exp(-(score-1)/mean) / 200 }
+
+func TestTailIsTheRateOfEpisodes(t *testing.T) {
+	d, err := New(scores(rand.New(rand.NewPCG(1, 2)), 100_000, 2))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []float64{0.1, 0.01, 0.001} {
-		score := -math.Log(p)
-		if got := d.Of(score); got < 0.9*p || got > 5*p {
-			t.Errorf("a score that one in %v has: tail %v", 1/p, got)
+	for _, s := range []float64{2, 5, 8} {
+		want := begins(s, 2)
+		if got := d.Of(s); got < 0.7*want || got > 3*want {
+			t.Errorf("a score of %v: tail %v, episodes that high begin %v times a sample", s, got, want)
 		}
 	}
 	last := 2.0
@@ -33,16 +47,16 @@ func TestTailIsTheShareOfScores(t *testing.T) {
 }
 
 func TestFewAndEqualScores(t *testing.T) {
-	for _, s := range [][]float64{{0}, {1, 1, 1}, {0, 0, 5}} {
+	for _, s := range [][]float64{{0}, {-1e-9}, {1, 1, 1}, {0, 0, 5}} {
 		d, err := New(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p := d.Of(100); !(p > 0 && p < 0.1) {
+		if p := d.Of(100); !(p > 0 && p < 0.1) || !d.Sound() {
 			t.Errorf("%v: tail %v", s, p)
 		}
 	}
-	for _, s := range [][]float64{nil, {-1}, {math.NaN()}, {1, math.Inf(1)}} {
+	for _, s := range [][]float64{nil, {math.NaN()}, {math.Inf(-1)}, {1, math.Inf(1)}} {
 		if _, err := New(s); err == nil {
 			t.Errorf("%v was taken", s)
 		}
@@ -51,28 +65,30 @@ func TestFewAndEqualScores(t *testing.T) {
 
 func TestAdaptFollowsTheScores(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	learn := make([]float64, 500)
-	for i := range learn {
-		learn[i] = r.ExpFloat64()
-	}
-	d, err := New(learn)
+	d, err := New(scores(r, 2000, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 50_000 { // the host is twice as loud by now
-		d.Adapt(2*r.ExpFloat64(), 5000)
+	for _, s := range scores(r, 100_000, 2) { // the host is twice as loud by now
+		d.Adapt(s, 20_000)
 	}
-	for _, p := range []float64{0.1, 0.01} {
-		if got := d.Of(-2 * math.Log(p)); got < 0.5*p || got > 3*p {
-			t.Errorf("a score that one in %v has: tail %v", 1/p, got)
+	for _, s := range []float64{2, 5, 8} {
+		want := begins(s, 2)
+		if got := d.Of(s); got < 0.4*want || got > 3*want {
+			t.Errorf("a score of %v: tail %v, episodes that high begin %v times a sample", s, got, want)
 		}
 	}
-	before := d.Of(30)
-	d.Adapt(1e9, 5000)
-	if after := d.Of(30); after > 1.2*before {
+	before := d.Of(8)
+	d.Adapt(1e9, 20_000)
+	for range Apart {
+		d.Adapt(0, 20_000)
+	}
+	if after := d.Of(8); after > 1.5*before {
 		t.Errorf("one score moved a tail of %v to %v", before, after)
 	}
-	if !d.Sound() || (Tail{}).Sound() || (Tail{Base: math.NaN(), Scale: 1, N: 1}).Sound() {
+	bad := d
+	bad.Base = math.NaN()
+	if !d.Sound() || (&Tail{}).Sound() || bad.Sound() {
 		t.Error("what is sound, and what is not")
 	}
 }
