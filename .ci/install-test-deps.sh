@@ -19,6 +19,7 @@ need nft nftables
 need libvirtd libvirt-daemon
 need ipmi_sim openipmi
 need mke2fs e2fsprogs
+need chromium chromium
 
 if [ ${#packages[@]} -gt 0 ]; then
   sudo=()

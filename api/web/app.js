@@ -2,7 +2,7 @@
 import { count, cut, events, guests, line, matches, percent, quantity, ranked, span } from "./format.js";
 import { $, el, keep, name, put, svg } from "./dom.js";
 
-const state = { hosts: new Map(), recommendations: new Map(), executions: new Map(), scores: new Map() };
+const state = { hosts: new Map(), recommendations: new Map(), executions: new Map(), freezes: new Map(), scores: new Map() };
 const shown = { hosts: 200, records: 15, kept: 200, scores: 120 };
 
 // Talking to the server.
@@ -126,7 +126,22 @@ function recommendation(r) {
     open ? el("div", { class: "row" }, decision(r, "approve", "Approve"), decision(r, "reject", "Reject"), el("span", { class: "dim" }, "until ", clock(r.expires))) : null);
 }
 
+const scope = (f) => (f.host ? f.host : f.fault_domain ? `fault domain ${f.fault_domain}` : "the whole fleet");
+
+function frozen(f) {
+  const until = f.until ? ["until ", clock(f.until)] : "until it is lifted";
+  return el("article", { class: "card failing", "aria-label": `frozen: ${scope(f)}` },
+    el("h3", {}, el("span", {}, "Frozen: ", name(cut(scope(f), 100))), labels(f), clock(f.since)),
+    el("p", {}, cut(f.reason)),
+    el("div", { class: "row" },
+      el("button", { type: "button", "data-focus": "lift", "aria-label": `Lift the freeze of ${scope(f)}`, click: () => lift(f) }, "Lift"),
+      el("span", { class: "dim" }, "by ", name(cut(f.by, 100)), ", ", until)));
+}
+
+const final = ["succeeded", "degraded", "handed-over", "cancelled"];
 const marks = { running: "…", succeeded: "✓", failed: "✗", unknown: "?" };
+
+const stoppable = (e) => !final.includes(e.state) && !e.cancelled_by;
 
 function execution(e) {
   const bad = e.state === "degraded" || e.state === "handed-over";
@@ -141,7 +156,9 @@ function execution(e) {
     e.steps?.length ? el("ol", { class: "steps" }, e.steps.map((s) => el("li", { class: s.state },
       el("span", { class: "mark", "aria-hidden": "true" }, marks[s.state] ?? "?"),
       el("span", {}, name(cut(s.name, 120)), el("span", { class: "dim" }, ` ${s.phase}, ${s.state}` + (s.ended ? `, ${span((new Date(s.ended) - new Date(s.started)) / 1000)}` : "") + (s.attempt > 1 ? `, attempt ${s.attempt}` : "") + (s.detail ? `: ${cut(s.detail, 300)}` : "")))))) : null,
-    e.bundle ? el("div", { class: "row" }, el("button", { type: "button", "data-focus": "bundle", "aria-label": `Download the diagnostics of ${e.host}`, click: () => download(e.id) }, "Diagnostics")) : null);
+    e.bundle || stoppable(e) ? el("div", { class: "row" },
+      e.bundle ? el("button", { type: "button", "data-focus": "bundle", "aria-label": `Download the diagnostics of ${e.host}`, click: () => download(e.id) }, "Diagnostics") : null,
+      stoppable(e) ? el("button", { type: "button", "data-focus": "stop", "aria-label": `Stop ${e.action} on ${e.host}`, click: () => stop(e) }, "Stop") : null) : null);
 }
 
 async function download(id) {
@@ -156,30 +173,53 @@ async function download(id) {
 
 // Dialogs.
 
-function decide(id, what, word) {
-  const r = state.recommendations.get(id);
-  const at = $("decide-dialog");
-  $("decide-title").replaceChildren(`${word} ${r.action} on `, name(r.host), "?");
-  put($("decide-text"), what === "approve" ? `${r.dry_run ? "Nothing will be changed: the host is dry-run. " : ""}${cut(r.reason)}` : "The host stays as it is. A new recommendation comes if the evidence changes.");
-  $("decide-note").value = "";
-  $("decide-error").textContent = "";
-  $("decide-ok").textContent = word;
-  $("decide-ok").disabled = false;
-  $("decide-cancel").onclick = () => at.close();
-  $("decide-form").onsubmit = async (e) => {
+// confirm asks once more, and then acts. note is "" where none is asked for, "note" where one may be
+// left, and "reason" where one must be given; act gets it.
+function confirm(title, text, word, note, act) {
+  const at = $("confirm-dialog");
+  $("confirm-title").replaceChildren(...title);
+  put($("confirm-text"), text);
+  $("confirm-label").hidden = !note;
+  put($("confirm-what"), note === "reason" ? "Reason, for the audit trail" : "Note, for the audit trail");
+  $("confirm-note").required = note === "reason";
+  $("confirm-note").value = "";
+  $("confirm-error").textContent = "";
+  $("confirm-ok").textContent = word;
+  $("confirm-ok").disabled = false;
+  $("confirm-no").onclick = () => at.close();
+  $("confirm-form").onsubmit = async (e) => {
     e.preventDefault();
-    $("decide-ok").disabled = true;
+    $("confirm-ok").disabled = true;
     try {
-      const note = $("decide-note").value.trim();
-      update("recommendation", await (await post(record("recommendations", r.id, "/" + what), note ? { note } : {})).json());
+      await act($("confirm-note").value.trim());
       at.close();
     } catch (problem) {
-      $("decide-error").textContent = problem.message;
+      $("confirm-error").textContent = problem.message;
     }
-    $("decide-ok").disabled = false;
+    $("confirm-ok").disabled = false;
   };
   at.showModal();
 }
+
+function decide(id, what, word) {
+  const r = state.recommendations.get(id);
+  const text = what === "approve" ? `${r.dry_run ? "Nothing will be changed: the host is dry-run. " : ""}${cut(r.reason)}` : "The host stays as it is. A new recommendation comes if the evidence changes.";
+  confirm([`${word} ${r.action} on `, name(r.host), "?"], text, word, "note", async (note) =>
+    update("recommendation", await (await post(record("recommendations", r.id, "/" + what), note ? { note } : {})).json()));
+}
+
+const stop = (e) => confirm([`Stop ${e.action} on `, name(e.host), "?"], "It ends where that is safe for the VMs; what was done stays done.", "Stop", "", async () =>
+  update("execution", await (await post(record("executions", e.id, "/cancel"), {})).json()));
+
+const lift = (f) => confirm(["Lift the freeze of ", name(scope(f)), "?"], "What the policy allows may be carried out again at once.", "Lift", "", async () => {
+  await call(record("freezes", f.id), { method: "DELETE" });
+  await readFreezes();
+});
+
+$("freeze").addEventListener("click", () => confirm(["Freeze the whole fleet?"], "No action begins until the freeze is lifted. What has begun goes on: stop it by itself.", "Freeze", "reason", async (reason) => {
+  await post("/api/v1/freezes", { fleet: true, reason });
+  await readFreezes();
+}));
 
 let opened = null; // the host in the dialog
 let asked = 0; // the newest question for telemetry
@@ -295,7 +335,8 @@ function draw() {
   $("recommendations").classList.toggle("none", !$("recommendations").firstElementChild);
   $("executions").classList.toggle("none", !$("executions").firstElementChild);
   if (opened) drawHost();
-  const final = ["succeeded", "degraded", "handed-over", "cancelled"];
+  keep($("frozen"), [...state.freezes.values()].filter((f) => !f.until || new Date(f.until) > new Date()), (f) => f.id, frozen);
+  $("frozen-section").hidden = !$("frozen").firstElementChild;
   const figures = [["hosts", all.length, ""], ["failing", all.filter((h) => h.prediction?.anomalous).length, "failing"],
     ["learning", all.filter((h) => h.prediction?.state === "learning").length, ""], ["to decide", waiting.length, "open"], ["under way", runs.filter((e) => !final.includes(e.state)).length, "open"]];
   keep($("summary"), figures, (f) => f[0], ([what, n, kind]) => el("div", { class: n ? kind : "" }, el("dt", {}, what), el("dd", {}, n)));
@@ -326,12 +367,20 @@ function update(kind, data) {
     const all = state[kind + "s"];
     all.set(data.id, data);
     if (all.size > 2 * shown.kept) state[kind + "s"] = new Map(newest(all).slice(0, shown.kept).map((x) => [x.id, x]));
+  } else if (kind === "freeze") {
+    readFreezes().catch((problem) => notice(problem.message)); // it may have been lifted
+    return;
   }
   drawSoon();
 }
 
+async function readFreezes() {
+  state.freezes = new Map((await json("/api/v1/freezes")).freezes.map((x) => [x.id, x]));
+  drawSoon();
+}
+
 async function read() {
-  const kinds = ["hosts", "recommendations", "executions"];
+  const kinds = ["hosts", "recommendations", "executions", "freezes"];
   const lists = await Promise.all(kinds.map((k) => json("/api/v1/" + k)));
   kinds.forEach((k, i) => (state[k] = new Map(lists[i][k].map((x) => [x.id, x]))));
   draw();

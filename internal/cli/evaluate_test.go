@@ -194,7 +194,7 @@ func TestEvaluateRefusesBadData(t *testing.T) {
 		want              string
 	}{
 		"other columns": {list, "a,c" + train[3:], test, nil, "must be the same"},
-		"one row":       {list, "a,b\n1,2\n", test, nil, "series one: anomaly model: 1 samples"},
+		"one row":       {list, "a,b\n1,2\n", test, nil, "series one: default detector: 1 samples"},
 		"one calm row":  {list, train, "a,b,label\n1,2,0\n", nil, "no series is part"},
 		"no prefix":     {list, train, test, []string{"--protocol", "prefix"}, "no series is part of the prefix protocol"},
 		"long prefix": {"series,vus_window,skip_rows,prefix_rows,prefix_vus_window\none,5,50,60,5\n", train, test,

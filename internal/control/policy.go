@@ -309,6 +309,8 @@ func (p *Plane) Lift(ctx context.Context, id, who string) (fleet.Freeze, error) 
 	if err != nil {
 		return f, problem(err)
 	}
+	f.Until = time.Now().UTC()
+	p.events.emit("freeze", id, f)
 	p.log.Info("a freeze was lifted", "id", id, "by", who)
 	return f, nil
 }
