@@ -111,7 +111,7 @@ func TestLinuxGuest(t *testing.T) {
 		"-drive", "file=" + disk + ",format=raw,if=virtio",
 		"-netdev", "tap,id=net0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=net0,romfile=",
 	})
-	l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * time.Minute))
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Minute))
 	booted := time.Now()
 	session, err := l.Accept()
 	if err != nil {
@@ -124,7 +124,7 @@ func TestLinuxGuest(t *testing.T) {
 	ask := func() {
 		t.Helper()
 		sent++
-		session.SetDeadline(time.Now().Add(30 * time.Second))
+		session.SetDeadline(time.Now().Add(2 * time.Minute))
 		begin := time.Now()
 		fmt.Fprintf(session, "%d\n", sent)
 		if !lines.Scan() {
