@@ -47,6 +47,10 @@ func Initramfs(files map[string]File) []byte {
 	return out.Bytes()
 }
 
+// KernelArgs are arguments of the kernel in any VM. Whether its timer works is not a question there: a VM that is not
+// given a processor for a moment as it boots would answer with a panic.
+const KernelArgs = "console=ttyS0 panic=-1 no_timer_check"
+
 // Kernel is what .ci/install-rig-kernel.sh put into .build/rig: the path of a kernel,
 // and the files of an initial RAM disk, in which /init has busybox at /bin/busybox and
 // kernel modules in /modules, in the order in which they go in.

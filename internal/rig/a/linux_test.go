@@ -107,7 +107,7 @@ func TestLinuxGuest(t *testing.T) {
 		}
 	}()
 	guest := rigtest.StartMachine(t, dir, "linux", linuxMiB, console, []string{
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1", "-no-reboot",
+		"-kernel", kernel, "-initrd", initrd, "-append", rigtest.KernelArgs + " quiet", "-no-reboot",
 		"-drive", "file=" + disk + ",format=raw,if=virtio",
 		"-netdev", "tap,id=net0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=net0,romfile=",
 	})

@@ -204,7 +204,7 @@ func bootHost(t *testing.T, dir, image string) (said *console, ended <-chan stru
 		t.Fatal(err)
 	}
 	cmd := exec.Command("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", fmt.Sprint(hostMiB), "-display", "none", "-nodefaults",
-		"-monitor", "none", "-no-reboot", "-kernel", kernel, "-initrd", ramDisk, "-append", "console=ttyS0 panic=-1 loglevel=4 "+kept,
+		"-monitor", "none", "-no-reboot", "-kernel", kernel, "-initrd", ramDisk, "-append", rigtest.KernelArgs+" loglevel=4 "+kept,
 		"-drive", "file="+image+",format=raw,if=virtio", "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=", "-serial", "stdio")
 	said = &console{}
 	cmd.Stdout, cmd.Stderr = said, said
