@@ -220,6 +220,25 @@ func TestFromHangToHealthyByApproval(t *testing.T) {
 	}
 }
 
+// A hand-over ends at once: before the approval has noted that it began.
+func TestAnExecutionThatEndsAtOnceIsDone(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.recommended(fleet.RecommendationPending)
+	execute := w.plane.recommender.execute
+	w.plane.recommender.execute = func(ctx context.Context, rec fleet.Recommendation) (fleet.Execution, error) {
+		e, err := execute(ctx, rec)
+		w.recommended(fleet.RecommendationDone)
+		return e, err
+	}
+	rec, err := w.plane.Approve(t.Context(), rec.ID, "ann", "")
+	if err != nil || rec.State != fleet.RecommendationDone || rec.Execution != w.executions()[0].ID {
+		t.Errorf("%+v, %v", rec, err)
+	}
+}
+
 func TestNobodyDecidesInTime(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Policy.ApprovalExpires = config.Duration(300 * time.Millisecond)

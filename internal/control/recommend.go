@@ -311,7 +311,7 @@ func (r *recommender) resume(ctx context.Context, executions []fleet.Execution) 
 			r.finished(ctx, e)
 		case rec.State != fleet.RecommendationApproved:
 		case begun:
-			r.settle(ctx, rec.ID, func(rec *fleet.Recommendation) { rec.State, rec.Execution = fleet.RecommendationExecuting, e.ID }, nil)
+			r.settle(ctx, rec.ID, underWay(e), nil)
 		default:
 			r.settle(ctx, rec.ID, func(rec *fleet.Recommendation) {
 				rec.State, rec.Note = fleet.RecommendationSuperseded, "the control plane restarted before it began, and the evidence is old now"
@@ -339,8 +339,17 @@ func (r *recommender) approve(ctx context.Context, id, who, note string) (fleet.
 			rec.State, rec.Note = fleet.RecommendationBlocked, err.Error()
 			return
 		}
-		rec.State, rec.Execution = fleet.RecommendationExecuting, execution.ID
+		underWay(execution)(rec)
 	}, err)
+}
+
+// underWay notes the execution of an approved recommendation, which may have ended by now.
+func underWay(e fleet.Execution) func(*fleet.Recommendation) {
+	return func(rec *fleet.Recommendation) {
+		if rec.State == fleet.RecommendationApproved {
+			rec.State, rec.Execution = fleet.RecommendationExecuting, e.ID
+		}
+	}
 }
 
 // settle records what became of an approved recommendation. why is returned
