@@ -153,6 +153,10 @@ func TestDashboard(t *testing.T) {
 		defer p.close()
 		p.sees("#hosts", realHost)
 		p.sees("#hosts .badge", "simulated")
+		for _, width := range []int64{1280, 600} {
+			p.do("resize", chromedp.EmulateViewport(width, 860))
+			p.await("what waits for a decision stands above the rest", `document.querySelector("#waiting-title").getBoundingClientRect().top < Math.min(...["#hosts", "#recommendations-title"].map((s) => document.querySelector(s).getBoundingClientRect().top))`)
+		}
 		p.click("Approve recycle on " + simHost)
 		p.write("#confirm-note", "seen it")
 		p.click("Approve")

@@ -87,8 +87,8 @@ func Find(name string) (Detector, error) {
 	return all[i], nil
 }
 
-// Watch learns as Fit does, and calibrates on samples that the model has not learned from: the
-// last quarter under a model of those before, unless the detector has a calibration of its own.
+// Watch learns as Fit does, and calibrates as package stream does unless the detector has a calibration
+// of its own: on the last quarter of the samples, under a model of those before.
 // What is watched follows the rows in time or, with again, begins with them once more.
 func (d Detector) Watch(rows [][]float64, again bool) (Watch, error) {
 	if d.watch != nil {
@@ -114,9 +114,11 @@ func (d Detector) Watch(rows [][]float64, again bool) (Watch, error) {
 		return nil, err
 	}
 	s = m.Scorer()
-	return func(x []float64) (float64, float64) {
-		v := s.Score(x)
-		return v, t.Of(v)
+	return func(x []float64) (score, tail float64) {
+		score = s.Score(x)
+		tail = t.Of(score)
+		t.Adapt(score, stream.Memory)
+		return score, tail
 	}, nil
 }
 

@@ -62,7 +62,7 @@ type Config struct {
 	// and at most [MostLearn]. They are kept until they have been learned.
 	Learn int
 	// Memory is the number of samples over which the tail of the scores is
-	// forgotten to 1/e; 0 means 20,000.
+	// forgotten to 1/e; 0 means [Memory].
 	Memory float64
 	// Interval is the time between samples, by which the times given to
 	// [Detector.Observe] and [Detector.FitFrom] are places in a day. 0 means that it is not
@@ -77,6 +77,9 @@ const (
 	MostLearn   = 1 << 16
 	MostColumns = 512
 )
+
+// Memory is the usual [Config.Memory], in samples.
+const Memory = 20_000
 
 const loud = 1e-3 // tail probability below which a sample may belong to an incident
 
@@ -99,7 +102,7 @@ type Detector struct {
 // New returns a detector of so many columns, at most [MostColumns].
 func New(method Method, columns int, cfg Config) (*Detector, error) {
 	if cfg.Memory == 0 {
-		cfg.Memory = 20_000
+		cfg.Memory = Memory
 	}
 	if cfg.Interval < 0 {
 		return nil, fmt.Errorf("%s detector: an interval of %v between samples", method.Name(), cfg.Interval)
