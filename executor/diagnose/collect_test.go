@@ -329,6 +329,10 @@ func TestProgramsAreBounded(t *testing.T) {
 	if out, err := run(t.Context(), "sh", "-c", "echo some; echo why >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3: why") || string(out) != "some\n" {
 		t.Errorf("%q, %v", out, err)
 	}
+	// What it wrote may be there only a moment after its end.
+	if out, err := run(t.Context(), "sh", "-c", "echo some; (sleep 0.1; echo more) & exit 0"); err != nil || string(out) != "some\nmore\n" {
+		t.Errorf("%q, %v", out, err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	begin := time.Now()
