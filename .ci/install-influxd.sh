@@ -22,6 +22,10 @@ mkdir -p "$directory"
 echo "building influxd $version into $directory, which takes a minute or two"
 # Outside of this module, so that its go.mod is left alone.
 cd /
-GOBIN=$(realpath "$directory") GOFLAGS= CGO_ENABLED=0 go install -ldflags "-s -w -X main.version=$version" \
-	"github.com/influxdata/influxdb/cmd/influxd@v$version"
+for try in 1 2 3; do
+	GOBIN=$(realpath "$directory") GOFLAGS= CGO_ENABLED=0 go install -ldflags "-s -w -X main.version=$version" \
+		"github.com/influxdata/influxdb/cmd/influxd@v$version" && break
+	[ "$try" = 3 ] && { echo "influxd could not be built" >&2; exit 1; }
+	sleep 5
+done
 right "$directory/influxd" || { echo "the influxd that was built is not $version" >&2; exit 1; }

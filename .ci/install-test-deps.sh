@@ -25,11 +25,11 @@ if [ ${#packages[@]} -gt 0 ]; then
   sudo=()
   [ "$(id -u)" = 0 ] || sudo=(sudo)
   for try in 1 2 3; do
-    "${sudo[@]}" apt-get update -q && break
-    [ "$try" = 3 ] && { echo "apt-get update failed three times" >&2; exit 1; }
+    "${sudo[@]}" apt-get update -q &&
+      "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}" && break
+    [ "$try" = 3 ] && { echo "${packages[*]} could not be installed" >&2; exit 1; }
     sleep 5
   done
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"
 fi
 
 bash .ci/install-influxd.sh
