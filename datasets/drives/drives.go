@@ -5,9 +5,6 @@
 package drives
 
 import (
-	"bufio"
-	"compress/gzip"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/datasets/csvfile"
 )
 
 // Attributes are the SMART values that a row has, in order: reallocated sectors, spin retries, power
@@ -101,26 +100,19 @@ func (b *builder) file(path string) error {
 
 // read returns errors that begin with the line, or with a space.
 func (b *builder) read(r io.Reader) error {
-	in := bufio.NewReaderSize(r, 1<<16)
-	if head, _ := in.Peek(2); len(head) == 2 && head[0] == 0x1f && head[1] == 0x8b {
-		z, err := gzip.NewReader(in)
-		if err != nil {
-			return fmt.Errorf(" %w", cut(err))
-		}
-		defer z.Close()
-		in = bufio.NewReaderSize(z, 1<<16)
-	}
-	c := csv.NewReader(in)
-	c.ReuseRecord = true
-	header, err := c.Read()
-	if errors.Is(err, io.EOF) {
-		return errors.New(" the file is empty")
-	}
+	c, err := csvfile.New(r)
 	if err != nil {
-		return fmt.Errorf(" %w", cut(err))
+		return fmt.Errorf(" %w", csvfile.Reason(err))
+	}
+	header, err := c.Read()
+	if err != nil {
+		return fmt.Errorf(" %w", csvfile.Reason(err))
 	}
 	column := make(map[string]int)
 	for i, name := range header {
+		if before, ok := column[name]; ok {
+			return fmt.Errorf("1: columns %d and %d are both named %q", before+1, i+1, name)
+		}
 		column[strings.Clone(name)] = i
 	}
 	for _, name := range append([]string{"serial_number", "model", "min_date", "tstart", "tstop", "fails"}, Attributes[:]...) {
@@ -135,7 +127,7 @@ func (b *builder) read(r io.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf(" %w", cut(err))
+			return fmt.Errorf(" %w", csvfile.Reason(err))
 		}
 		line, _ := c.FieldPos(0)
 		if b.rows++; b.rows > mostRows {
@@ -214,12 +206,4 @@ func number(name, text string) (float64, error) {
 		return 0, fmt.Errorf("%s is %q, which is not a number", name, text)
 	}
 	return v, nil
-}
-
-// cut says what the end of a truncated file means.
-func cut(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return fmt.Errorf("the file is cut off: %w", err)
-	}
-	return err
 }

@@ -43,7 +43,7 @@ func zipped(t *testing.T, text string) string {
 }
 
 func TestDrivesAreRead(t *testing.T) {
-	z := zipped(t, header+"C,X1,1,2016-01-01,0,1,0,,,,,,,,,\n")
+	z := zipped(t, "\ufeff"+header+"C,X1,1,2016-01-01,0,1,0,,,,,,,,,\n")
 	all, err := Open(dir(t, map[string]string{"a.csv": good, "b.csv.gz": z, "README.md": "x"}))
 	if err != nil {
 		t.Fatal(err)
@@ -75,6 +75,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"time not a number": {header + strings.Replace(row, "100,200", "NaN,200", 1), ":2: drive A: from NaN to 200 hours is no span of time"},
 		"no time":           {header + strings.Replace(row, "100,200", ",200", 1), "no span of time"},
 		"before its birth":  {header + strings.Replace(row, "100,200", "-5,200", 1), "no span of time"},
+		"column twice":      {strings.Replace(header, "smart_10", "smart_5", 1), "1: columns 8 and 9 are both named \"smart_5\""},
 		"column missing":    {strings.Replace(header, ",smart_187", "", 1), "1: the column smart_187 is missing"},
 		"after its failure": {header + strings.Replace(row, "200,0", "200,1", 1) + strings.Replace(row, "100,200", "300,400", 1), "after its failure"},
 		"fails":             {header + strings.Replace(row, "200,0", "200,2", 1), `fails is "2"`},

@@ -5,8 +5,6 @@ package nab
 
 import (
 	"bytes"
-	"compress/gzip"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/datasets/csvfile"
 )
 
 // Series is one file of the benchmark.
@@ -183,27 +183,20 @@ func parseTime(s string) (time.Time, error) {
 
 // readColumn reads a file's times and one column of numbers.
 func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []float64, error) {
-	var in io.Reader
 	f, err := root.Open(name + ".gz")
 	if err == nil {
-		defer f.Close()
-		z, err := gzip.NewReader(f)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s.gz: %w", name, cut(err))
-		}
-		in = z
-	} else {
-		if f, err = root.Open(name); err != nil {
-			return nil, nil, fmt.Errorf("%s.gz or %s: %w", name, name, err)
-		}
-		defer f.Close()
-		in = f
+		name += ".gz"
+	} else if f, err = root.Open(name); err != nil {
+		return nil, nil, fmt.Errorf("%s.gz or %s: %w", name, name, err)
 	}
-	r := csv.NewReader(in)
-	r.ReuseRecord = true
+	defer f.Close()
+	r, err := csvfile.New(f)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", name, csvfile.Reason(err))
+	}
 	header, err := r.Read()
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", name, cut(err))
+		return nil, nil, fmt.Errorf("%s: %w", name, csvfile.Reason(err))
 	}
 	stamp, number := slices.Index(header, "timestamp"), slices.Index(header, column)
 	if stamp < 0 || number < 0 {
@@ -217,7 +210,7 @@ func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []
 			break
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, cut(err))
+			return nil, nil, fmt.Errorf("%s: %w", name, csvfile.Reason(err))
 		}
 		line, _ := r.FieldPos(0)
 		if len(times) == mostRows {
@@ -234,6 +227,9 @@ func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []
 		if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
 			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be a number", name, line, column, row[number])
 		}
+		if math.Abs(v) > math.MaxFloat32 { // detectors compute in single precision
+			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be from -3.4e38 to 3.4e38", name, line, column, row[number])
+		}
 		if ratio && (v < 0 || v > 1) {
 			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be from 0 to 1", name, line, column, row[number])
 		}
@@ -243,12 +239,4 @@ func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []
 		return nil, nil, fmt.Errorf("%s has no rows", name)
 	}
 	return times, values, nil
-}
-
-// cut says in words that a file ends too early.
-func cut(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("the file is empty or cut off")
-	}
-	return err
 }

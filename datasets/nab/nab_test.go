@@ -87,6 +87,7 @@ func TestBadInput(t *testing.T) {
 		"a window of one row":  {window("2014-04-10 07:05:00", "2014-04-10 07:05:00"), rows, "one row"},
 		"no columns":           {good, "a,b\n1,2\n", "timestamp"},
 		"not a number":         {good, strings.Replace(rows, "2.5", "much", 1), ":3: value"},
+		"too large":            {good, strings.Replace(rows, "2.5", "1e300", 1), ":3: value"},
 		"infinity":             {good, strings.Replace(rows, "2.5", "Inf", 1), "number"},
 		"a time that is not":   {good, strings.Replace(rows, "2014-04-10 07:05:00", "soon", 1), "not a time"},
 		"time that goes back":  {good, rows + "2014-04-10 05:15:00,5\n", "goes back"},

@@ -54,6 +54,28 @@ func TestReads(t *testing.T) {
 	}
 }
 
+// Spreadsheets write a byte-order mark, and people unpack files.
+func TestReadsMarkedAndPlainFiles(t *testing.T) {
+	d := dir(t, "\ufeff"+list, "\ufeffx,y\n1,2\n", "")
+	if err := os.Remove(filepath.Join(d, "a.test.csv.gz")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(d, "a.test.csv"), []byte("x,y,label\n5,6,1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := Open(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	train, err := all[0].Train()
+	if err != nil || train.Columns[0] != "x" || train.Rows[0][1] != 2 {
+		t.Errorf("%+v, %v", train, err)
+	}
+	if test, err := all[0].Test(); err != nil || test.Rows[0][1] != 6 || !test.Labels[0] {
+		t.Errorf("%+v, %v", test, err)
+	}
+}
+
 func TestBadInput(t *testing.T) {
 	for name, c := range map[string]struct{ list, test, want string }{
 		"no column":       {"series\na\n", "", "vus_window"},
@@ -72,7 +94,15 @@ func TestBadInput(t *testing.T) {
 		"infinity":        {list, "x,label\ninf,0\n", "not a number"},
 		"no rows":         {list, "x,label\n", "no rows"},
 		"only the labels": {list, "label\n1\n", "columns"},
-		"empty":           {list, "", "cut off"},
+		"empty":           {list, "", "is empty"},
+		"too large":       {list, "x,label\n1e300,0\n", "a.test.csv.gz:2: column x: \"1e300\" is too large"},
+		"out of range":    {list, "x,label\n1e400,0\n", "is too large"},
+		"rows beyond all": {"series,vus_window,skip_rows,prefix_rows,prefix_vus_window\na,1,9223372036854775807,5,1\n", "", "series.csv:2: skip_rows"},
+		"window":          {"series,vus_window\na,1000000000\n", "", "series.csv:2: vus_window"},
+		"listed twice":    {"series,vus_window,vus_window\na,1,2\n", "", "twice"},
+		"a long name":     {"series,vus_window\n" + strings.Repeat("a", 5000) + ",5\n", "", "aaa…\" is not the name"},
+		"not there":       {"series,vus_window\nb,5\n", "", "series b of series.csv: there is neither"},
+		"an empty list":   {"", "", "series.csv: the file is empty"},
 	} {
 		all, err := Open(dir(t, c.list, "x\n1\n", c.test))
 		if err == nil {

@@ -3,9 +3,6 @@
 package table
 
 import (
-	"bufio"
-	"compress/gzip"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +10,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/tardigrade-recovery/tardigrade/datasets/csvfile"
 )
 
 // Table is what a file holds.
@@ -30,7 +29,6 @@ const (
 	mostRows    = 10_000_000
 	mostColumns = 10_000
 	mostValues  = 200_000_000
-	mostLine    = 4 << 20
 )
 
 // Read reads the file, in which the first row names the columns and the one named label has
@@ -50,25 +48,14 @@ func Read(path, label string) (Table, error) {
 
 // read returns errors that begin with the line, or with a space.
 func read(r io.Reader, label string) (t Table, err error) {
-	in := bufio.NewReaderSize(r, 1<<16)
-	if head, _ := in.Peek(2); len(head) == 2 && head[0] == 0x1f && head[1] == 0x8b {
-		z, err := gzip.NewReader(in)
-		if err != nil {
-			return t, fmt.Errorf(" %w", cut(err))
-		}
-		defer z.Close()
-		in = bufio.NewReaderSize(z, 1<<16)
+	c, err := csvfile.New(r)
+	if err != nil {
+		return t, fmt.Errorf(" %w", csvfile.Reason(err))
 	}
-	lines := &limited{r: in}
-	c := csv.NewReader(lines)
-	c.ReuseRecord = true
 	c.FieldsPerRecord = -1 // compared below, for a better error
 	header, err := c.Read()
-	if errors.Is(err, io.EOF) {
-		return t, errors.New(" the file is empty: its first row must name the columns")
-	}
 	if err != nil {
-		return t, fmt.Errorf(" %w", cut(err))
+		return t, fmt.Errorf(" %w", csvfile.Reason(err))
 	}
 	if len(header) > mostColumns {
 		return t, fmt.Errorf("1: %d columns, at most %d are possible", len(header), mostColumns)
@@ -77,9 +64,6 @@ func read(r io.Reader, label string) (t Table, err error) {
 	seen := make(map[string]int)
 	for i, name := range header {
 		name = strings.TrimSpace(name)
-		if i == 0 {
-			name = strings.TrimPrefix(name, "\ufeff")
-		}
 		if name == "" {
 			return t, fmt.Errorf("1: column %d has no name", i+1)
 		}
@@ -106,7 +90,7 @@ func read(r io.Reader, label string) (t Table, err error) {
 			break
 		}
 		if err != nil {
-			return t, fmt.Errorf(" %w", cut(err))
+			return t, fmt.Errorf(" %w", csvfile.Reason(err))
 		}
 		line, _ := c.FieldPos(0)
 		if len(row) != width {
@@ -178,32 +162,4 @@ func listed(names []string) string {
 		return strings.Join(names[:20], ", ") + fmt.Sprintf(" and %d more", len(names)-20)
 	}
 	return strings.Join(names, ", ")
-}
-
-// cut says what the end of a truncated file means.
-func cut(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return fmt.Errorf("the file is cut off: %w", err)
-	}
-	return err
-}
-
-// limited refuses lines that are longer than any sane one, before they are in memory.
-type limited struct {
-	r    io.Reader
-	line int // bytes since the last end of a line
-}
-
-func (l *limited) Read(p []byte) (int, error) {
-	n, err := l.r.Read(p)
-	for _, b := range p[:n] {
-		if b == '\n' {
-			l.line = 0
-			continue
-		}
-		if l.line++; l.line > mostLine {
-			return 0, fmt.Errorf("a line of more than %d MiB: at most %d columns are possible", mostLine>>20, mostColumns)
-		}
-	}
-	return n, err
 }

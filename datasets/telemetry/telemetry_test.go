@@ -147,6 +147,40 @@ func TestDamageIsFound(t *testing.T) {
 	}
 }
 
+func TestDiscardLeavesNothing(t *testing.T) {
+	m := Manifest{Source: "test", Start: start, Interval: 60, Series: []string{"a"}, Hosts: []Host{{ID: "h"}}}
+	there := t.TempDir()
+	for _, dir := range []string{there, filepath.Join(there, "new")} {
+		w, err := Create(dir, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Create(dir, m); err == nil || !strings.Contains(err.Error(), "not written to its end") {
+			t.Errorf("a second one in the same place: %v", err)
+		}
+		for i := range 1000 {
+			if err := w.Append(0, start.Add(time.Duration(i)*time.Minute), "b", []float64{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Discard()
+	}
+	if left, err := os.ReadDir(there); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	w, err := Create(filepath.Join(there, "kept"), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	w.Discard()
+	if _, err := os.Stat(filepath.Join(there, "kept", manifestFile)); err != nil {
+		t.Errorf("what was closed was discarded: %v", err)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	m := Manifest{Series: []string{"a"}, Hosts: []Host{{ID: "h1"}}}
 	full := t.TempDir()

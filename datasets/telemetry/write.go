@@ -68,6 +68,8 @@ type Writer struct {
 	written  int64
 	encoders []*encoder
 	err      error
+	made     bool // the directory was not there before
+	whole    bool // Close was called, and wrote everything
 
 	flushing sync.WaitGroup
 	failed   error // of what was flushed, to be read when it is done
@@ -92,11 +94,17 @@ func Create(dir string, m Manifest) (*Writer, error) {
 	if len(m.Hosts) == 0 || len(m.Series) == 0 || len(m.Hosts) > mostHosts || len(m.Series) > mostSeries {
 		return nil, fmt.Errorf("telemetry %s: %d hosts and %d series: 1 to %d and 1 to %d are possible", dir, len(m.Hosts), len(m.Series), mostHosts, mostSeries)
 	}
+	_, err := os.Lstat(dir)
+	made := errors.Is(err, os.ErrNotExist)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	if there, err := os.ReadDir(dir); err != nil || len(there) > 0 {
-		if err == nil {
+		switch {
+		case err != nil:
+		case len(there) == 1 && there[0].Name() == telemetryFile:
+			err = errors.New("what is in it was not written to its end, or is still being written; remove it, or name a new directory")
+		default:
 			err = errors.New("it is not empty; name a new directory")
 		}
 		return nil, fmt.Errorf("telemetry %s: %w", dir, err)
@@ -106,7 +114,7 @@ func Create(dir string, m Manifest) (*Writer, error) {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	m.Version = version
-	w := &Writer{dir: dir, manifest: m, file: f, out: bufio.NewWriterSize(f, 1<<20), buffers: make([]buffer, len(m.Hosts)), full: make([]buffer, len(m.Hosts))}
+	w := &Writer{dir: dir, made: made, manifest: m, file: f, out: bufio.NewWriterSize(f, 1<<20), buffers: make([]buffer, len(m.Hosts)), full: make([]buffer, len(m.Hosts))}
 	// All buffers together take some 300 MB at most.
 	w.rows = min(360, max(20, 40_000_000/(len(m.Hosts)*len(m.Series))))
 	for range runtime.GOMAXPROCS(0) {
@@ -283,7 +291,24 @@ func (w *Writer) Close(faults []any) (Manifest, error) {
 	if err != nil {
 		return w.manifest, fmt.Errorf("telemetry %s: %w", w.dir, err)
 	}
+	w.whole = true
 	return w.manifest, nil
+}
+
+// Discard removes what was written, and the directory if [Create] made it. After a Close
+// without error it does nothing.
+func (w *Writer) Discard() {
+	if w.whole {
+		return
+	}
+	w.wait()
+	_ = w.file.Close()
+	for _, name := range []string{telemetryFile, faultsFile, manifestFile} {
+		_ = os.Remove(filepath.Join(w.dir, name))
+	}
+	if w.made {
+		_ = os.Remove(w.dir)
+	}
 }
 
 func writeLines(path string, values []any) error {

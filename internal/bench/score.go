@@ -59,7 +59,7 @@ func (o Score) Run(ctx context.Context) (ScoreResult, error) {
 	case d.Fit == nil:
 		return r, fmt.Errorf("the detector %s scores whole series only", d.Name)
 	case o.Dims < 1 || o.Dims > 512 || o.Hosts < 1 || o.Hosts > 1_000_000 || o.Models < 1 || o.Models > o.Hosts || o.Learn < 20 || o.Learn > 1<<16 || o.Samples < 1:
-		return r, errors.New("1 to 512 dims, 1 to 1000000 hosts, no more models than hosts, 20 to 65536 samples to learn and at least 1 sample to score are possible")
+		return r, fmt.Errorf("%d dims, %d hosts, %d models, %d samples to learn and %d to score: 1 to 512 dims, 1 to 1000000 hosts, 1 model to as many as hosts, 20 to 65536 samples to learn and at least 1 to score are possible", o.Dims, o.Hosts, o.Models, o.Learn, o.Samples)
 	}
 	heap := func() uint64 {
 		runtime.GC()

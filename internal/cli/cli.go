@@ -22,6 +22,7 @@ import (
 func Main(version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	used, err := newRoot(version).ExecuteContextC(ctx)
 	switch {
 	case err == nil:
@@ -29,6 +30,8 @@ func Main(version string) int {
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(os.Stderr, "tardigrade: %v\nSee '%s --help'.\n", err, used.CommandPath())
 		return 2
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		err = fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
 	fmt.Fprintf(os.Stderr, "tardigrade: %v\n", err)
 	return 1

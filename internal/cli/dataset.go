@@ -79,6 +79,9 @@ The same seed gives the same files, on however many processors.`,
 			if out == "" {
 				return usageError{errors.New("--out must name a new directory")}
 			}
+			if !(faults >= 0) || !(benign >= 0) || interval <= 0 {
+				return usageError{fmt.Errorf("--faults %v, --benign %v, --interval %v: the rates may not be negative, and the interval must be more", faults, benign, interval)}
+			}
 			stdout := cmd.OutOrStdout()
 			return simulateDataset(cmd, size, simulator.Config{
 				Hosts: size.hosts, Seed: size.seed, Interval: interval, FaultRate: rateOrNone(faults), BenignRate: rateOrNone(benign), Moments: true,
@@ -123,11 +126,12 @@ func simulateDataset(cmd *cobra.Command, size fleetFlags, cfg simulator.Config, 
 	if err != nil {
 		return err
 	}
+	defer w.Discard()
 	var samples []fleet.Sample
 	bar := newProgress(cmd.ErrOrStderr(), "simulating", size.steps(f.Interval()))
 	for range size.steps(f.Interval()) {
 		if err := cmd.Context().Err(); err != nil {
-			return fmt.Errorf("%s is not whole: %w", dir, err)
+			return err
 		}
 		samples = f.Step(samples)
 		for i := range samples {

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -83,7 +85,7 @@ func TestDatasetSimulate(t *testing.T) {
 		t.Errorf("%d faults, %v", answered, err)
 	}
 
-	for _, args := range [][]string{{"--hosts", "0"}, {"--days", "-1"}, {"--days", "NaN"}, {"--interval", "1ns"}} {
+	for _, args := range [][]string{{"--hosts", "0"}, {"--days", "-1"}, {"--days", "NaN"}, {"--interval", "1ns"}, {"--interval", "0"}, {"--faults", "-1"}, {"--benign", "-1"}, {"--benign", "NaN"}} {
 		if _, err := run(t, append([]string{"dataset", "simulate", "--out", filepath.Join(parent, "new")}, args...)...); !errors.As(err, new(usageError)) {
 			t.Errorf("%v: %v", args, err)
 		}
@@ -93,5 +95,20 @@ func TestDatasetSimulate(t *testing.T) {
 	}
 	if _, err := run(t, "dataset", "simulate", "--out", filepath.Join(parent, "a")); err == nil {
 		t.Error("a directory that exists was written over")
+	}
+}
+
+func TestAnInterruptedSimulationLeavesNothing(t *testing.T) {
+	parent := t.TempDir()
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	root := newRoot("test")
+	root.SetOut(io.Discard)
+	root.SetArgs([]string{"dataset", "simulate", "--hosts", "5", "--days", "1", "--out", filepath.Join(parent, "set")})
+	if err := root.ExecuteContext(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

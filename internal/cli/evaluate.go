@@ -25,8 +25,34 @@ func (a *app) evaluate() *cobra.Command {
 	cmd.AddCommand(a.evaluateAnomaly(), a.evaluateNAB(), a.evaluateFailure(), a.evaluateDrives())
 	cmd.AddCommand(a.evaluateCalibration())
 	cmd.AddCommand(a.evaluatePolicy(), a.evaluateOffPolicy(), a.evaluateHorizon(), a.evaluateChild())
+	for _, c := range cmd.Commands() {
+		c.RunE = interruptible(c.RunE)
+	}
 	return cmd
 }
+
+// interruptible lets a command that only computes end soon after it was interrupted, though one
+// of its steps goes on: to decompose a wide matrix takes minutes.
+func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ended := make(chan error, 1)
+		go func() { ended <- run(cmd, args) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-cmd.Context().Done():
+		}
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(interruptPatience):
+			return context.Cause(cmd.Context())
+		}
+	}
+}
+
+// interruptPatience is for how long a command may tidy up.
+const interruptPatience = 2 * time.Second
 
 func (a *app) evaluateAnomaly() *cobra.Command {
 	var data, name string
@@ -35,7 +61,9 @@ func (a *app) evaluateAnomaly() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "anomaly", Short: "Judge an anomaly detector on a directory of labelled series",
 		Long: `Judge an anomaly detector on a directory of labelled series: NAME.train.csv.gz, NAME.test.csv.gz
-with a label in the last column, and series.csv, which lists them. Two protocols:
+(or plain .csv) with a header and numbers, empty where one is missing, in the test file a last column
+label, 0 or 1; and series.csv, which lists them, with the columns series, vus_window and, for the protocol
+prefix, skip_rows, prefix_rows and prefix_vus_window. Two protocols:
 
   split   learn from the train file, score the test file
   prefix  drop the first skip_rows of the test file, learn from the next prefix_rows, score all
@@ -66,6 +94,9 @@ has a line that says so and no part in the means. Times are CPU time.
 			}
 			if !(j.falseAlarms > 0) || j.interval <= 0 {
 				return usageError{fmt.Errorf("--false-alarms %v and --interval %v must be positive", j.falseAlarms, j.interval)}
+			}
+			if most := 30 * 24 * time.Hour.Hours() / j.interval.Hours(); j.falseAlarms >= most {
+				return usageError{fmt.Errorf("--false-alarms %v: with a sample every --interval %v there are only %.4g samples in 30 days", j.falseAlarms, j.interval, most)}
 			}
 			these := detector.All()
 			if name != "all" {
@@ -231,8 +262,11 @@ func (j judging) run(ctx context.Context, all []series.Series, d detector.Detect
 			return err
 		}
 	}
-	if sum.Series == 0 {
-		return fmt.Errorf("no series is part of the %s protocol with anomalies among its labels (%d have none, or nothing else)", j.protocol, sum.LeftOut)
+	switch {
+	case sum.Series+sum.LeftOut == 0:
+		return errors.New("no series is part of the prefix protocol: none has prefix_rows in series.csv; try --protocol split")
+	case sum.Series == 0:
+		return fmt.Errorf("no series can be judged: the labels of each (%d) are all the same", sum.LeftOut)
 	}
 	sum.Micros = score.Seconds() / float64(samples) * 1e6
 	sum.mean()
@@ -261,7 +295,7 @@ func (j judging) read(s series.Series) (learn [][]float64, test series.Data, win
 		return nil, test, 0, err
 	}
 	if !slices.Equal(train.Columns, test.Columns) {
-		return nil, test, 0, fmt.Errorf("series %s: the train file has the columns %v, the test file %v before the label; they must be the same", s.Name, train.Columns, test.Columns)
+		return nil, test, 0, fmt.Errorf("series %s: the columns of the train file and those of the test file before the label must be the same, and are not: %s", s.Name, firstDifference(train.Columns, test.Columns))
 	}
 	return train.Rows, test, s.Window, nil
 }

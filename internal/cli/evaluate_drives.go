@@ -127,6 +127,14 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 		}
 		return j.judge(drivesResult{Split: "other"}, j.model, test)
 	}
+	if err := j.checkCutoff(all); err != nil {
+		return err
+	}
+	if j.save != "" {
+		if err := canWrite("--save", j.save); err != nil {
+			return err
+		}
+	}
 	var train, test []drive.Drive
 	r := rand.New(rand.NewPCG(j.seed, 0xd15c))
 	for k, i := range r.Perm(len(all)) {
@@ -145,14 +153,14 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(j.save, b, 0o600); err != nil {
+		if err := writeWhole(j.save, b); err != nil {
 			return err
 		}
 	}
 	train, test = nil, nil
 	for i := range all {
 		d := aLife(&all[i])
-		at := d.Seen[0].Hours + j.cutoff.Sub(all[i].Since).Hours()
+		at := j.cutoffHours(&all[i])
 		if at > d.Seen[0].Hours {
 			early := d
 			if at < d.End { // nobody knew what came of it
@@ -165,11 +173,34 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 			test = append(test, d)
 		}
 	}
-	if len(train) == 0 || len(test) == 0 {
-		return fmt.Errorf("no drive was seen before --cutoff %s, or none after it", j.cutoff.Format(time.DateOnly))
-	}
 	_, err = j.train(ctx, "calendar", train, test)
 	return err
+}
+
+// cutoffHours is the cutoff in power-on hours of a drive.
+func (j *drivesJudging) cutoffHours(d *drives.Drive) float64 {
+	return d.Rows[0].Start + j.cutoff.Sub(d.Since).Hours()
+}
+
+// checkCutoff refuses one on one side of which there is nothing.
+func (j *drivesJudging) checkCutoff(all []drives.Drive) error {
+	first, last := all[0].Since, all[0].Since
+	before, after := false, false
+	for i := range all {
+		d := &all[i]
+		at := j.cutoffHours(d)
+		before, after = before || at > d.Rows[0].Start, after || at < d.End
+		if d.Since.Before(first) {
+			first = d.Since
+		}
+		if end := d.At(d.End); end.After(last) {
+			last = end
+		}
+	}
+	if !before || !after {
+		return fmt.Errorf("--cutoff %s leaves nothing to learn from, or nothing to judge: these drives were seen from %s to %s; name a day between", j.cutoff.Format(time.DateOnly), first.Format(time.DateOnly), last.Format(time.DateOnly))
+	}
+	return nil
 }
 
 // train trains a model, and prints the verdict on it.

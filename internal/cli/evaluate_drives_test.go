@@ -88,11 +88,15 @@ func TestEvaluateDrivesOnBadInput(t *testing.T) {
 		{[]string{"--data", empty}, "no .csv"},
 		{[]string{"--data", empty, "--model", broken}, "version"},
 		{[]string{"--data", empty, "--cutoff", "soon"}, "not a day"},
-		{[]string{"--data", drivesFile(t, 1), "--cutoff", "2010-01-01"}, "--cutoff 2010-01-01"},
+		{[]string{"--data", drivesFile(t, 1), "--cutoff", "2010-01-01"}, "--cutoff 2010-01-01 leaves nothing to learn from, or nothing to judge: these drives were seen from 2015-01-01 to 201"},
+		{[]string{"--data", drivesFile(t, 1), "--save", filepath.Join(empty, "none", "m")}, "cannot be written"},
+		{[]string{"--data", drivesFile(t, 1), "--save", empty}, "it is a directory"},
 		{nil, "--data must name"},
 	} {
 		if out, err := run(t, append([]string{"evaluate", "drives"}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, not %q\n%s", c.args, err, c.want, out)
+		} else if strings.Contains(out, "trees") {
+			t.Errorf("%v: it was trained first:\n%s", c.args, out)
 		}
 	}
 }

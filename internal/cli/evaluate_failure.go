@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,7 +73,7 @@ one half.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.CSV, "csv", "", "`file` to learn from and to judge on")
+	f.StringVar(&o.CSV, "csv", "", "`file` to learn from and to judge on; - is standard input")
 	f.StringVar(&o.Test, "test", "", "`file` to judge on in place of a fifth of the rows")
 	f.StringVar(&o.Label, "label", "", "`column` with 1 where a row is to be predicted and 0 elsewhere")
 	f.Uint64Var(&o.Seed, "seed", 1, "draws the rows that are held out, and whatever else is random")
@@ -141,12 +142,18 @@ func (a *app) evaluateChild() *cobra.Command {
 func (o tableJudging) inProcess(ctx context.Context, child jobs.Child, stderr io.Writer, each func(failureResult) error) error {
 	var failed error
 	bar := newProgress(stderr, "growing golearn's trees", o.Trees)
-	err := child.Process(ctx, o, nil, func(line []byte) {
+	// The process gets its order by its own standard input.
+	const handed = "/dev/fd/3"
+	var files []*os.File
+	if o.CSV == "-" || o.CSV == "/dev/stdin" {
+		o.CSV, files = handed, []*os.File{os.Stdin}
+	}
+	err := child.Process(ctx, o, files, func(line []byte) {
 		var j judgedLine
 		switch err := json.Unmarshal(line, &j); {
 		case err != nil || failed != nil:
 		case j.Error != "":
-			failed = errors.New(j.Error)
+			failed = errors.New(strings.ReplaceAll(j.Error, handed, "standard input"))
 		case j.Result != nil:
 			failed = each(*j.Result)
 		default:
@@ -201,7 +208,7 @@ func firstDifference(a, b []string) string {
 			return fmt.Sprintf("%q in place of %q", a[i], b[i])
 		}
 	}
-	return fmt.Sprintf("%d in place of %d", len(a), len(b))
+	return fmt.Sprintf("%d columns in place of %d", len(a), len(b))
 }
 
 // judge trains both models on one thread, and says what each comes to.

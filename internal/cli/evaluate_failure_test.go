@@ -78,6 +78,28 @@ func TestEvaluateFailureOnAnotherFile(t *testing.T) {
 	}
 }
 
+func TestEvaluateFailureOfStandardInput(t *testing.T) {
+	given := func(text string, args ...string) (string, error) {
+		f, err := os.Open(csvFile(t, text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		stdin := os.Stdin
+		os.Stdin = f
+		defer func() { os.Stdin = stdin }()
+		return run(t, append([]string{"evaluate", "failure", "--label", "failed", "--trees", "5", "--json"}, args...)...)
+	}
+	for _, name := range []string{"-", "/dev/stdin"} {
+		if out, err := given(rows(1000), "--csv", name); err != nil || !strings.Contains(out, `"train_rows":800`) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	if _, err := given("a,failed\nx,1\n", "--csv", "-"); err == nil || !strings.HasPrefix(err.Error(), "standard input:2: column a") {
+		t.Error(err)
+	}
+}
+
 // truncated is the first half of a text's gzip.
 func truncated(t *testing.T, text string) string {
 	t.Helper()

@@ -66,6 +66,9 @@ func (o *modelFlags) model(ctx context.Context, judged uint64, out io.Writer) (*
 		if !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("--model: %w", err)
 		}
+		if err := canWrite("--model", o.file); err != nil {
+			return nil, err
+		}
 	}
 	t := trial.TrainingFleet(o.trainSeed(judged))
 	bar := newProgress(out, "simulating a fleet to train on", int(t.Days*24*60))
@@ -84,7 +87,7 @@ func (o *modelFlags) model(ctx context.Context, judged uint64, out io.Writer) (*
 	if o.file != "" {
 		data, err := m.MarshalBinary()
 		if err == nil {
-			err = os.WriteFile(o.file, data, 0o644)
+			err = writeWhole(o.file, data)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--model: %w", err)
@@ -126,8 +129,8 @@ cost of a policy is estimated from the decisions of another one (see 'tardigrade
 			if err := size.check(); err != nil {
 				return err
 			}
-			if logs < 1 || faults < 100 {
-				return usageError{fmt.Errorf("--logs %d --faults %d: at least 1 log of 100 faults is needed", logs, faults)}
+			if err := checkLogs(logs, faults); err != nil {
+				return err
 			}
 			if err := from.check(size.seed); err != nil {
 				return err
@@ -263,6 +266,14 @@ func tryPolicies(cmd *cobra.Command, size fleetFlags, from *modelFlags, logs, fa
 	return last.Off.print(out)
 }
 
+// checkLogs bounds the logs, each of which is held in memory.
+func checkLogs(logs, faults int) error {
+	if logs < 1 || logs > 100_000 || faults < 100 || faults > 10_000_000 {
+		return usageError{fmt.Errorf("--logs %d --faults %d: 1 to 100000 logs of 100 to 10000000 faults are possible", logs, faults)}
+	}
+	return nil
+}
+
 type offSummary []trial.OffPolicy
 
 func (o offSummary) print(out io.Writer) error {
@@ -290,8 +301,8 @@ which share of the logs the 95 % interval has the truth in it.`,
 		Example: `  tardigrade evaluate ope --logs 200 --json`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if logs < 1 || faults < 100 {
-				return usageError{fmt.Errorf("--logs %d --faults %d: at least 1 log of 100 faults is needed", logs, faults)}
+			if err := checkLogs(logs, faults); err != nil {
+				return err
 			}
 			bar := newProgress(cmd.ErrOrStderr(), "logging and estimating", logs)
 			off, err := trial.EvaluateOffPolicy(cmd.Context(), logs, faults, seed, trialCosts(), bar.step)

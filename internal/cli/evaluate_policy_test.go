@@ -44,11 +44,14 @@ func TestEvaluatePolicyRefuses(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"policy", "--hosts", "0"}, {"policy", "--days", "0"}, {"policy", "--seed", "3", "--train-seed", "3"}, {"policy", "--logs", "0"},
-		{"horizon", "--hosts", "-1"}, {"horizon", "--seed", "3", "--train-seed", "3"}, {"ope", "--faults", "1"},
+		{"horizon", "--hosts", "-1"}, {"horizon", "--seed", "3", "--train-seed", "3"}, {"ope", "--faults", "1"}, {"ope", "--logs", "1", "--faults", "1000000000000"},
 	} {
 		if _, err := run(t, append([]string{"evaluate"}, args...)...); !errors.As(err, new(usageError)) {
 			t.Errorf("%v: %v", args, err)
 		}
+	}
+	if out, err := run(t, "evaluate", "horizon", "--hosts", "5", "--days", "1", "--model", filepath.Join(damaged, "new")); err == nil || strings.Contains(out, "simulating") {
+		t.Errorf("a model that cannot be written: %v\n%s", err, out)
 	}
 	if _, err := run(t, "evaluate", "horizon", "--hosts", "5", "--days", "1", "--model", damaged); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged model: %v", err)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/model/detector"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
@@ -188,6 +192,11 @@ func TestEvaluateRefusesBadData(t *testing.T) {
 	train := "a,b\n" + strings.Repeat("1,2\n2,1\n", 50)
 	test := "a,b,label\n" + strings.Repeat("1,2,0\n2,1,1\n", 50)
 	const list = "series,vus_window\none,5\n"
+	wide := "a"
+	for i := range 599 {
+		wide += fmt.Sprint(",c", i)
+	}
+	wide += "\n" + strings.Repeat(strings.Repeat("1,", 599)+"1\n", 25)
 	for name, c := range map[string]struct {
 		list, train, test string
 		args              []string
@@ -195,18 +204,25 @@ func TestEvaluateRefusesBadData(t *testing.T) {
 	}{
 		"other columns": {list, "a,c" + train[3:], test, nil, "must be the same"},
 		"one row":       {list, "a,b\n1,2\n", test, nil, "series one: default detector: 1 samples"},
-		"one calm row":  {list, train, "a,b,label\n1,2,0\n", nil, "no series is part"},
+		"one calm row":  {list, train, "a,b,label\n1,2,0\n", nil, "no series can be judged"},
 		"no prefix":     {list, train, test, []string{"--protocol", "prefix"}, "no series is part of the prefix protocol"},
 		"long prefix": {"series,vus_window,skip_rows,prefix_rows,prefix_vus_window\none,5,50,60,5\n", train, test,
 			[]string{"--protocol", "prefix"}, "more than the 100 rows"},
 		"not a number": {list, train + "x,2\n", test, nil, "one.train.csv.gz:102: column a"},
 		"ragged":       {list, train, test + "1,2,3,4\n", nil, "one.test.csv.gz:102: 4 values"},
 		"no label":     {list, train, train, nil, "must be label"},
+		"long buffer":  {"series,vus_window\none,101\n", train, test, nil, "series one: a buffer of 101 samples"},
+		"many columns": {list, wide, strings.ReplaceAll(strings.Replace(wide, "\n", ",label\n", 1), "1\n", "1,0\n"), nil, "600 columns are too many"},
 	} {
 		dir := directory(t, map[string]string{"series.csv": c.list, "one.train.csv.gz": c.train, "one.test.csv.gz": c.test})
 		_, err := run(t, append([]string{"evaluate", "anomaly", "--data", dir}, c.args...)...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, args := range [][]string{{"--false-alarms", "Inf"}, {"--false-alarms", "NaN"}, {"--interval", "1000h"}} {
+		if _, err := run(t, append([]string{"evaluate", "anomaly", "--data", t.TempDir()}, args...)...); !errors.As(err, new(usageError)) {
+			t.Errorf("%v: %v", args, err)
 		}
 	}
 	if _, err := run(t, "evaluate", "anomaly", "--data", t.TempDir()); err == nil || !strings.Contains(err.Error(), "series.csv") {
@@ -261,4 +277,20 @@ func TestAlarmsCountOnceAnEpisode(t *testing.T) {
 	if found, wrong := alarms(predictor.NewAlarm(1, time.Minute), scores, labels); found != 1 || wrong != 1 {
 		t.Errorf("%d events found, %d false alarms", found, wrong)
 	}
+}
+
+func TestAnEvaluationEndsWhenItIsInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, interrupt := context.WithCancel(t.Context())
+		free := make(chan struct{})
+		defer close(free)
+		cmd := &cobra.Command{SilenceErrors: true, SilenceUsage: true, RunE: interruptible(func(*cobra.Command, []string) error {
+			interrupt()
+			<-free // a step that looks at nothing
+			return nil
+		})}
+		if err := cmd.ExecuteContext(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }

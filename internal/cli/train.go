@@ -167,6 +167,9 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 			if out == "" {
 				return usageError{errors.New("--out must name the file to write the model to")}
 			}
+			if err := canWrite("--out", out); err != nil {
+				return err
+			}
 			if incidents != "" {
 				if spec.Incidents, err = readIncidents(incidents); err != nil {
 					return err
@@ -228,6 +231,21 @@ func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, a
 	}
 	_, err = fmt.Fprintf(out, "job %s is %s; follow it with 'tardigrade job show %s'\n", j.ID, j.State, j.ID)
 	return err
+}
+
+// canWrite tells before long work whether writeWhole will be able to write the file.
+func canWrite(flag, path string) error {
+	f, err := os.CreateTemp(dirOf(path), ".new-*")
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
+	}
+	if info, there := os.Stat(path); there == nil && info.IsDir() {
+		err = errors.New("it is a directory")
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s cannot be written: %w", flag, path, err)
+	}
+	return nil
 }
 
 // writeWhole writes a file whole or not at all.

@@ -200,6 +200,7 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 	if err != nil {
 		return err
 	}
+	defer w.Discard()
 	step := time.Duration(j.StepSeconds * float64(time.Second))
 	values := make([]float64, len(names))
 	for i, h := range hosts {
@@ -223,7 +224,6 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 			return failed == nil && ctx.Err() == nil
 		})
 		if err = errors.Join(err, failed, ctx.Err()); err != nil {
-			_, _ = w.Close(nil)
 			return err
 		}
 	}

@@ -224,6 +224,7 @@ func write(runs []*run, cfg Config, start time.Time, out string) (telemetry.Mani
 	if err != nil {
 		return m, nil, err
 	}
+	defer w.Discard()
 	var faults []Fault
 	var lines []any
 	for i, r := range runs {

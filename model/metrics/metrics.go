@@ -60,16 +60,16 @@ func events(labels []bool) []span {
 const thresholds = 250
 
 // VUS returns the volumes under the precision-recall and the ROC surface, over buffers of
-// 0 to window samples around each event. It takes O(n log n + window·(m + 250)) with m
+// 0 to window samples around each event, window being at most as long as the series. It takes O(n log n + window·(m + 250)) with m
 // samples in or near events.
 func VUS(scores []float64, labels []bool, window int) (pr, roc float64, err error) {
 	if err := check(scores, labels); err != nil {
 		return 0, 0, err
 	}
-	if window < 0 {
-		return 0, 0, fmt.Errorf("a buffer of %d samples", window)
-	}
 	n := len(scores)
+	if window < 0 || window > n {
+		return 0, 0, fmt.Errorf("a buffer of %d samples around events (vus_window): 0 to the %d of the series are possible", window, n)
+	}
 	sorted := slices.Clone(scores)
 	slices.SortFunc(sorted, func(a, b float64) int { return cmp.Compare(b, a) })
 	// The k-th threshold is one of the scores themselves, evenly spaced by rank.

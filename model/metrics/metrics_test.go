@@ -119,15 +119,17 @@ func TestRefusals(t *testing.T) {
 		"lengths": {[]float64{1}, bits("01")}, "no anomaly": {[]float64{1, 2}, bits("00")}, "all anomalies": {[]float64{1, 2}, bits("11")},
 		"not a number": {[]float64{1, math.NaN()}, bits("01")}, "empty": {nil, nil},
 	} {
-		if _, _, err := VUS(c.scores, c.labels, 3); err == nil {
+		if _, _, err := VUS(c.scores, c.labels, 1); err == nil {
 			t.Errorf("%s: VUS", name)
 		}
 		if _, err := AUCPR(c.scores, c.labels); err == nil {
 			t.Errorf("%s: AUC-PR", name)
 		}
 	}
-	if _, _, err := VUS([]float64{1, 2}, bits("01"), -1); err == nil {
-		t.Error("a negative buffer")
+	for _, window := range []int{-1, 3, 1 << 40} {
+		if _, _, err := VUS([]float64{1, 2}, bits("01"), window); err == nil {
+			t.Errorf("a buffer of %d samples around two is possible", window)
+		}
 	}
 }
 

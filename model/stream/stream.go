@@ -117,8 +117,11 @@ func New(method Method, columns int, cfg Config) (*Detector, error) {
 // Grow adds columns. What was learned goes on scoring the columns that it knows,
 // while a learning period of calm samples passes for all of them.
 func (d *Detector) Grow(columns int) error {
-	if columns < d.columns || columns > MostColumns {
-		return fmt.Errorf("%s detector: %d columns cannot become %d: they can only grow, to %d at most", d.method.Name(), d.columns, columns, MostColumns)
+	if columns > MostColumns {
+		return fmt.Errorf("%s detector: %d columns are too many: at most %d are possible", d.method.Name(), columns, MostColumns)
+	}
+	if columns < d.columns {
+		return fmt.Errorf("%s detector: %d columns cannot become %d: they can only grow", d.method.Name(), d.columns, columns)
 	}
 	if columns == d.columns {
 		return nil

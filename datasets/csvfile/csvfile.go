@@ -1,0 +1,68 @@
+// Package csvfile reads CSV text as people hand it over: plain or compressed by gzip, with or
+// without a byte-order mark, cut off, or no text at all.
+package csvfile
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// mostLine bounds a line, in bytes, before it is in memory.
+const mostLine = 4 << 20
+
+// New returns a reader of the text, which reuses its records. Errors of it, and of the reader,
+// are for [Reason].
+func New(r io.Reader) (*csv.Reader, error) {
+	in := bufio.NewReaderSize(r, 1<<16)
+	if head, _ := in.Peek(2); string(head) == "\x1f\x8b" {
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, err
+		}
+		in = bufio.NewReaderSize(z, 1<<16)
+	}
+	if head, _ := in.Peek(3); string(head) == "\ufeff" {
+		_, _ = in.Discard(len(head))
+	}
+	c := csv.NewReader(&limited{r: in})
+	c.ReuseRecord = true
+	return c, nil
+}
+
+// Reason says in words what an error means. The end of the file, where there should be more,
+// means that the file is empty.
+func Reason(err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("the file is cut off: %w", err)
+	case errors.Is(err, io.EOF):
+		return errors.New("the file is empty: its first row must name the columns")
+	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum):
+		return fmt.Errorf("the file is damaged: %w", err)
+	}
+	return err
+}
+
+// limited refuses lines that are longer than any sane one.
+type limited struct {
+	r    io.Reader
+	line int // bytes since the last end of a line
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	for _, b := range p[:n] {
+		if b == '\n' {
+			l.line = 0
+			continue
+		}
+		if l.line++; l.line > mostLine {
+			return 0, fmt.Errorf("a line of more than %d MiB: no table has so many columns", mostLine>>20)
+		}
+	}
+	return n, err
+}
