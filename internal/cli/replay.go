@@ -20,6 +20,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/control"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/history"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
 )
 
 func (a *app) replay() *cobra.Command {
@@ -63,7 +64,10 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 				return usageError{fmt.Errorf("--policy %q is not one of %s", r.Policy, strings.Join(control.ReplayPolicies(), ", "))}
 			}
 			if (p.data == "") == !p.influx {
-				return usageError{errors.New("name the past: --data DIR or --influx")}
+				return usageError{errors.New("name the past, one of --data DIR and --influx")}
+			}
+			if r.VMs < 1 || r.VMs > 1_000_000 {
+				return usageError{fmt.Errorf("--vms %d is out of range: 1 to 1000000", r.VMs)}
 			}
 			if p.influx {
 				db, err := p.database(r.Config)
@@ -78,7 +82,7 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 					return err
 				}
 			} else {
-				from, to, err := p.bounds()
+				from, to, err := p.ofDirectory(cmd)
 				if err != nil {
 					return err
 				}
@@ -100,6 +104,9 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 				if err != nil {
 					return fmt.Errorf("--model: %w", err)
 				}
+				if _, _, err := registry.Decode(file); err != nil {
+					return fmt.Errorf("--model %s: %w", m, err)
+				}
 				r.Models = append(r.Models, file)
 			}
 			r.Actions = []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}
@@ -110,6 +117,9 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 			all, sum, err := r.Run(cmd.Context())
 			if err != nil {
 				return err
+			}
+			if sum.Samples == 0 {
+				return errors.New("the past has no sample in that range: see --from and --to")
 			}
 			out := cmd.OutOrStdout()
 			if asJSON || !isTerminalWriter(out) {

@@ -56,11 +56,16 @@ func TestReplay(t *testing.T) {
 		t.Errorf("static recommends %v", static)
 	}
 	for args, want := range map[string]string{
-		"replay":                                     "--data DIR or --influx",
-		"replay --data x --policy whim":              "whim",
-		"replay --data /nonexistent":                 "manifest.json",
-		"replay --influx --from -1h":                 "influx.url",
-		"replay --data " + data + " --model x.model": "x.model",
+		"replay": "--data DIR and --influx",
+		"replay --data " + data + " --hosts sim-1":                     "--hosts is for --influx",
+		"replay --data " + data + " --step 10s":                        "--step is for --influx",
+		"replay --data " + data + " --vms -1":                          "--vms -1 is out of range",
+		"replay --data " + data + " --model " + data + "/faults.jsonl": "faults.jsonl: model file cannot be used",
+		"replay --data " + data + " --from 2100-01-01T00:00:00Z":       "no sample in that range",
+		"replay --data x --policy whim":                                "whim",
+		"replay --data /nonexistent":                                   "manifest.json",
+		"replay --influx --from -1h":                                   "influx.url",
+		"replay --data " + data + " --model x.model":                   "x.model",
 	} {
 		if _, err := run(t, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", args, err)

@@ -107,6 +107,16 @@ func (p *past) bounds() (from, to time.Time, err error) {
 	return
 }
 
+// ofDirectory reads --from and --to of a past that is not InfluxDB's, and refuses what is for that.
+func (p *past) ofDirectory(cmd *cobra.Command) (from, to time.Time, err error) {
+	for _, name := range []string{"hosts", "step"} {
+		if cmd.Flags().Changed(name) {
+			return from, to, usageError{fmt.Errorf("--%s is for --influx: a directory or a file is taken as it is", name)}
+		}
+	}
+	return p.bounds()
+}
+
 // database is the configured InfluxDB and the range.
 func (p *past) database(c config.Config) (*train.Influx, error) {
 	from, to, err := p.bounds()
@@ -158,7 +168,7 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 				if spec.Influx, err = p.database(cfg); err != nil {
 					return err
 				}
-			} else if spec.From, spec.To, err = p.bounds(); err != nil {
+			} else if spec.From, spec.To, err = p.ofDirectory(cmd); err != nil {
 				return err
 			}
 			if err := spec.Check(); err != nil {

@@ -339,10 +339,8 @@ func Load(path string) (Config, error) {
 
 // Parse reads YAML over what c has, and checks the result.
 func (c *Config) Parse(data []byte) error {
-	if len(strings.TrimSpace(string(data))) > 0 {
-		if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
-			return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
-		}
+	if _, err := decode(data, c); err != nil {
+		return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
 	}
 	if err := c.Policy.alone(); err != nil {
 		return err

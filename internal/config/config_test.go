@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,15 @@ policy: {mode: automatic, cooldown: 0s}
 	}
 }
 
+func TestAFileThatSaysNothingLeavesTheDefaults(t *testing.T) {
+	for _, text := range []string{"", "\n", "# api: {}\n", "---\n# later\n", "policy:\n", "\ufeffdata: .tardigrade\n"} {
+		c := Default()
+		if err := c.Parse([]byte(text)); err != nil || !reflect.DeepEqual(c, Default()) {
+			t.Errorf("%q: %v, %+v", text, err, c)
+		}
+	}
+}
+
 func TestMistakesAreNamed(t *testing.T) {
 	for _, c := range []struct{ name, file, want string }{
 		{"unknown key", "agent: {intervall: 1s}", "intervall"},
@@ -70,6 +80,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"limit", "policy: {max_concurrent: 0}", "policy.freeze"},
 		{"not YAML", "agent: [", ""},
 		{"a list", "- a", ""},
+		{"a fraction", "agent: {units: [], migrate: {parallel: 1.5}}", "1.5 is not a whole number"},
+		{"another type", "bus: [1]", "mapping"},
+		{"two documents", "data: a\n---\ndata: b\n", "2 documents"},
+		{"nested without end", "data: a\nbus: " + strings.Repeat("[", 100_000), "nested more than 100 deep"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := Default()

@@ -16,7 +16,6 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -254,7 +253,7 @@ func (m Mistakes) Error() string {
 // mistakes returns everything that is wrong with the values.
 func (p *Policy) mistakes() (all Mistakes) {
 	bad := func(key, format string, args ...any) {
-		all = append(all, Mistake{Key: key, Text: fmt.Sprintf(format, args...)})
+		all = append(all, Mistake{Key: key, Text: clip(fmt.Sprintf(format, args...))})
 	}
 	if p.Version != PolicyVersion {
 		bad("version", "%d is not a version that this release reads: it reads %d", p.Version, PolicyVersion)
@@ -399,14 +398,8 @@ func ParsePolicy(data []byte) (Policy, error) {
 	if len(strings.TrimSpace(string(data))) == 0 {
 		return Policy{}, Mistakes{{Text: fmt.Sprintf("the file is empty; it needs at least 'version: %d'", PolicyVersion)}}
 	}
-	file, err := parser.ParseBytes(data, 0)
+	file, err := decode(data, &p)
 	if err != nil {
-		return Policy{}, Mistakes{asMistake(err)}
-	}
-	if len(file.Docs) > 1 {
-		return Policy{}, Mistakes{{Text: fmt.Sprintf("the file has %d documents (---); a policy is one", len(file.Docs))}}
-	}
-	if err := yaml.UnmarshalWithOptions(data, &p, yaml.Strict()); err != nil {
 		return Policy{}, Mistakes{asMistake(err)}
 	}
 	all := p.mistakes()
@@ -444,7 +437,7 @@ func asMistake(err error) Mistake {
 
 // position finds where a key stands; 0 if it does not.
 func position(file *ast.File, key string) (line, column int) {
-	if key == "" {
+	if key == "" || file == nil {
 		return 0, 0
 	}
 	path, err := yaml.PathString("$." + key)

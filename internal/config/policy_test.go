@@ -42,6 +42,9 @@ deadlines: {migrate: 2h}
 	if d := p.Deadlines; d.Migrate.D() != 2*time.Hour || d.Begin.D() != 15*time.Second || d.Recycle.D() != 2*time.Minute || d.Reset.D() != 10*time.Minute {
 		t.Errorf("%+v", d)
 	}
+	if q, err := ParsePolicy([]byte("\ufeffversion: 1\r\nmax_concurrent: 2.0\r\n")); err != nil || q.MaxConcurrent != 2 {
+		t.Errorf("with a byte-order mark: %+v, %v", q, err)
+	}
 	if q, _ := ParsePolicy([]byte("version: 1\ncooldown: 9m\n")); q.Revision() == DefaultPolicy().Revision() || len(q.Revision()) != 12 {
 		t.Errorf("the revision is %q", q.Revision())
 	}
@@ -54,6 +57,16 @@ func TestPolicyMistakesHaveTheirLine(t *testing.T) {
 		want string
 	}{
 		"empty":           {"\n", 0, "version: 1"},
+		"only a comment":  {"# nothing\n", 0, "version: it is missing"},
+		"a fraction":      {"version: 1\nmax_concurrent: 1.9\n", 2, "1.9 is not a whole number"},
+		"a quoted one":    {"version: 1\nmax_concurrent: \"1.9\"\n", 2, "1.9 is not a whole number"},
+		"half a version":  {"version: 1.5\n", 1, "1.5 is not a whole number"},
+		"another type":    {"version: 1\nmode: [a]\n", 2, "a list stands here, it must be text"},
+		"too large":       {"version: 1\nmax_concurrent: 99999999999999999999\n", 2, "is too large"},
+		"nested lists":    {"version: 1\nvms: " + strings.Repeat("[", 500_000), 2, "nested more than 100 deep"},
+		"nested mappings": {"version: 1\nvms:\n" + strings.Repeat("{a:\n", 500), 103, "nested more than 100 deep"},
+		"lists in a line": {"version: 1\nvms:\n " + strings.Repeat("- ", 400_000), 3, "nested more than 100 deep"},
+		"a long value":    {"version: 1\nmode: " + strings.Repeat("a", 1000), 2, "aaa…"},
 		"no version":      {"mode: approve", 0, "version: it is missing; write 'version: 1'"},
 		"newer version":   {"mode: approve\nversion: 2\n", 2, "version: 2 is not"},
 		"unknown key":     {"version: 1\n\ncool_down: 5m\n", 3, "cool_down: there is no such key"},
