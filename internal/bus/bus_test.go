@@ -247,8 +247,10 @@ func TestTableRefusesAStaleWrite(t *testing.T) {
 	if _, err := table.Update(t.Context(), "h1", fleet.Host{ID: "h1", Version: "3"}, first); !errors.Is(err, ErrConflict) {
 		t.Errorf("a stale update: %v", err)
 	}
-	if _, _, err := table.Load(t.Context(), "h9"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("an unknown key: %v", err)
+	for _, key := range []string{"h9", "..", "a b", "*", ">", "é", ""} {
+		if _, _, err := table.Load(t.Context(), key); !errors.Is(err, ErrNotFound) {
+			t.Errorf("the unknown key %q: %v", key, err)
+		}
 	}
 	for _, want := range []string{"", "2"} {
 		if h := <-seen; h.Version != want {

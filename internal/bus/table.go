@@ -127,7 +127,8 @@ func (t *Table[T]) Each(f func(key string, v T, revision uint64)) {
 // Load reads a record from the bus itself.
 func (t *Table[T]) Load(ctx context.Context, key string) (v T, revision uint64, err error) {
 	e, err := t.kv.Get(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	// Of a key that cannot be, there is no record either: keys come from addresses.
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
 		return v, 0, fmt.Errorf("%s %q: %w", t.kv.Bucket(), key, ErrNotFound)
 	}
 	if err != nil {

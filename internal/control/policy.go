@@ -285,6 +285,9 @@ func (p *Plane) Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error
 		}
 		f.Simulated = h.Simulated
 	}
+	if f.FaultDomain != "" && !slices.ContainsFunc(p.hosts.all(), func(h fleet.Host) bool { return h.FaultDomain == f.FaultDomain }) {
+		return f, fmt.Errorf("no known host is in the fault domain %q, so nothing would be frozen; /api/v1/hosts lists them with theirs: %w", f.FaultDomain, api.ErrNotFound)
+	}
 	// A freeze only ever makes things safer: it is in force before it is written down.
 	if _, err := p.freezes.Create(ctx, f.ID, f); err != nil {
 		return f, problem(err)

@@ -252,10 +252,22 @@ func TestStormBrake(t *testing.T) {
 
 func TestFreezesEndAndAreChecked(t *testing.T) {
 	w := newWorld(t)
+	w.label.FaultDomain = "rack-1"
 	w.up()
 	w.learned()
 	if _, err := w.plane.Freeze(t.Context(), fleet.Freeze{Host: "h9", By: "ann", Reason: "x"}); !errors.Is(err, api.ErrNotFound) {
 		t.Errorf("froze a host that does not exist: %v", err)
+	}
+	if _, err := w.plane.Freeze(t.Context(), fleet.Freeze{FaultDomain: "rack-misspelt", By: "ann", Reason: "x"}); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("froze a fault domain in which no host is: %v", err)
+	}
+	if _, err := w.plane.Freeze(t.Context(), fleet.Freeze{FaultDomain: "rack-1", By: "ann", Reason: "x", Until: time.Now().Add(3 * time.Second)}); err != nil {
+		t.Errorf("a fault domain: %v", err)
+	}
+	for _, id := range []string{"nope", "../..", "a b"} {
+		if _, err := w.plane.Lift(t.Context(), id, "ann"); !errors.Is(err, api.ErrNotFound) {
+			t.Errorf("lifted %q: %v", id, err)
+		}
 	}
 	if _, err := w.plane.Freeze(t.Context(), fleet.Freeze{By: "ann", Reason: "x", Until: time.Now().Add(-time.Second)}); !errors.Is(err, api.ErrInvalid) {
 		t.Errorf("froze until a second ago: %v", err)
