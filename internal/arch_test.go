@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"github.com/tardigrade-recovery/tardigrade/collector"
+	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/model/feature"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -120,14 +123,22 @@ func TestEachPackageIsDocumented(t *testing.T) {
 	}
 }
 
-func TestThePredictorKnowsTheCatalogue(t *testing.T) {
+// What a model looks at, and what the simulator calls it, is what hosts send.
+func TestAllKnowTheCatalogue(t *testing.T) {
 	known := make(map[string]bool)
 	for _, m := range collector.Catalogue() {
 		known[m.Name] = true
 	}
-	for _, m := range predictor.Metrics() {
-		if !known[m] {
-			t.Errorf("the predictor relies on the metric %q, which the collector's catalogue does not have", m)
+	var simulated []string
+	for _, s := range simulator.Series() {
+		m, _ := fleet.SplitSeries(s)
+		simulated = append(simulated, m)
+	}
+	for who, metrics := range map[string][]string{"the predictor": predictor.Metrics(), "model/feature": feature.Metrics(), "the simulator": simulated} {
+		for _, m := range metrics {
+			if !known[m] {
+				t.Errorf("%s relies on the metric %q, which the collector's catalogue does not have", who, m)
+			}
 		}
 	}
 }

@@ -86,8 +86,8 @@ type count struct {
 var counts = []count{
 	{"disk_errors", []string{"disks_io_errors_per_second"}},
 	{"read_only", []string{"filesystems_read_only"}},
-	{"ecc_corrected", []string{"edac_corrected_per_second"}},
-	{"ecc_uncorrected", []string{"edac_uncorrected_per_second"}},
+	{"ecc_corrected", []string{"edac_corrected_errors_per_second"}},
+	{"ecc_uncorrected", []string{"edac_uncorrected_errors_per_second"}},
 	{"memory_corrupted", []string{"memory_hardware_corrupted_bytes"}},
 	{"link_changes", []string{"network_link_changes_per_second", "nic_link_changes_per_second"}},
 	{"network_drops", []string{"network_receive_drops_per_second"}},
@@ -95,7 +95,7 @@ var counts = []count{
 	{"kernel_warnings", []string{"kernel_warnings_per_second"}},
 	{"hung_tasks", []string{"kernel_hung_tasks_per_second"}},
 	{"oopses", []string{"kernel_oopses_per_second"}},
-	{"throttles", []string{"thermal_throttle_per_second"}},
+	{"throttles", []string{"cpu_core_throttles_per_second", "cpu_package_throttles_per_second"}},
 	{"allocation_stalls", []string{"allocation_stalls_per_second"}},
 	{"direct_reclaim", []string{"reclaim_scanned_direct_pages_per_second"}},
 	{"oom_kills", []string{"oom_kills_per_second"}},
@@ -117,6 +117,33 @@ var ofUnits = [...]string{
 	"unhealthy_minutes", // since when any unit is not healthy, at most 60
 	"vms",
 	"since_boot", // hours, at most 48
+}
+
+// The metrics that the other features are made of.
+const (
+	memoryTotal     = "memory_total_bytes"
+	memoryAvailable = "memory_available_bytes"
+	vmsRunning      = "vms_running"
+
+	unitMemory   = "unit_memory_bytes"
+	unitHealthy  = "unit_healthy"
+	unitActive   = "unit_active"
+	unitRestarts = "unit_restarts_per_second"
+)
+
+// Metrics lists the metrics that the features are made of, for a test that the catalogue has them.
+func Metrics() []string {
+	out := []string{memoryTotal, memoryAvailable, vmsRunning, unitMemory, unitHealthy, unitActive, unitRestarts}
+	for _, g := range gauges {
+		out = append(out, g.metrics...)
+		if g.per != "" {
+			out = append(out, g.per)
+		}
+	}
+	for _, c := range counts {
+		out = append(out, c.metrics...)
+	}
+	return out
 }
 
 // Names lists the features, in order.
@@ -194,7 +221,7 @@ func (e *Extractor) align(s *fleet.Schema) {
 	old := e.units
 	e.schema, e.units, e.healthy, e.active, e.restarts = s, nil, nil, nil, nil
 	e.gauges, e.counts, e.per = make([][]int, len(gauges)), make([][]int, len(counts)), make([]int, len(gauges))
-	e.total, e.free, e.vms = s.Index("memory_total_bytes"), s.Index("memory_available_bytes"), s.Index("vms_running")
+	e.total, e.free, e.vms = s.Index(memoryTotal), s.Index(memoryAvailable), s.Index(vmsRunning)
 	for i, g := range gauges {
 		e.per[i] = s.Index(g.per)
 	}
@@ -215,7 +242,7 @@ func (e *Extractor) align(s *fleet.Schema) {
 			}
 		}
 		switch metric {
-		case "unit_memory_bytes":
+		case unitMemory:
 			u := unit{name: instance, column: c}
 			for _, o := range old {
 				if o.name == instance {
@@ -223,11 +250,11 @@ func (e *Extractor) align(s *fleet.Schema) {
 				}
 			}
 			e.units = append(e.units, u)
-		case "unit_healthy":
+		case unitHealthy:
 			e.healthy = append(e.healthy, c)
-		case "unit_active":
+		case unitActive:
 			e.active = append(e.active, c)
-		case "unit_restarts_per_second":
+		case unitRestarts:
 			e.restarts = append(e.restarts, c)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 var start = time.Date(2026, 1, 5, 0, 0, 0, 0, time.UTC)
 
 var series = []string{"cpu_busy_ratio", "memory_total_bytes", "memory_available_bytes", "memory_available_ratio", "memory_slab_unreclaimable_bytes",
-	"edac_corrected_per_second", "unit_memory_bytes{a.service}", "unit_memory_bytes{b.service}", "unit_healthy{a.service}", "unit_healthy{b.service}"}
+	"edac_corrected_errors_per_second", "unit_memory_bytes{a.service}", "unit_memory_bytes{b.service}", "unit_healthy{a.service}", "unit_healthy{b.service}"}
 
 // host gives samples of a sound host; change changes one.
 type host struct {
@@ -91,7 +91,7 @@ func TestWhatNeverHappensIsRemembered(t *testing.T) {
 	if v := h.value(t, "ecc_corrected_longer"); v != 0 {
 		t.Errorf("%v before any error", v)
 	}
-	h.run(10, time.Minute, func(_ int, x map[string]float64) { x["edac_corrected_per_second"] = 0.05 })
+	h.run(10, time.Minute, func(_ int, x map[string]float64) { x["edac_corrected_errors_per_second"] = 0.05 })
 	lately := h.value(t, "ecc_corrected_lately")
 	if v := h.value(t, "ecc_corrected_now"); v <= 0 || lately < 0.2 {
 		t.Errorf("with errors: now %v, lately %v", v, lately)
@@ -110,7 +110,7 @@ func TestWhatNeverHappensIsRemembered(t *testing.T) {
 func TestAMetricThatIsMissingIsMissing(t *testing.T) {
 	h := newHost()
 	h.run(5, time.Minute, func(_ int, x map[string]float64) {
-		x["cpu_busy_ratio"], x["edac_corrected_per_second"] = math.NaN(), math.NaN()
+		x["cpu_busy_ratio"], x["edac_corrected_errors_per_second"] = math.NaN(), math.NaN()
 	})
 	for _, name := range []string{"cpu_busy_level", "cpu_busy_off", "temperature_level", "ecc_corrected_now", "disk_errors_lately"} {
 		if v := h.value(t, name); !math.IsNaN(v) {

@@ -50,7 +50,7 @@ func TestMarksAreThoseOfTheFault(t *testing.T) {
 	d := simulated(t)
 	for k, metric := range map[simulator.Kind]string{
 		simulator.MemoryLeak: "memory_available_bytes", simulator.DescriptorLeak: "file_handles_used_ratio", simulator.DiskWear: "disk_read_latency_max_seconds",
-		simulator.ECCStorm: "edac_corrected_per_second", simulator.Overheating: "temperature_max_celsius", simulator.ServiceHang: "units_unhealthy",
+		simulator.ECCStorm: "edac_corrected_errors_per_second", simulator.Overheating: "temperature_max_celsius", simulator.ServiceHang: "units_unhealthy",
 	} {
 		f, err := d.longest(k)
 		if err != nil {

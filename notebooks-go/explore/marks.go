@@ -82,7 +82,7 @@ var marked = []string{
 	"memory_slab_unreclaimable_bytes", "pressure_memory_some_ratio", "pressure_cpu_some_ratio", "pressure_io_some_ratio",
 	"disks_read_bytes_per_second", "disk_read_latency_max_seconds", "disks_io_errors_per_second", "network_transmit_bytes_per_second",
 	"network_receive_drops_per_second", "network_link_changes_per_second", "tcp_retransmit_ratio", "file_handles_used_ratio", "threads_total",
-	"kernel_warnings_per_second", "edac_corrected_per_second", "temperature_max_celsius", "thermal_throttle_per_second", "units_unhealthy", "vm_steal_max_seconds_per_second",
+	"kernel_warnings_per_second", "edac_corrected_errors_per_second", "temperature_max_celsius", "cpu_core_throttles_per_second", "units_unhealthy", "vm_steal_max_seconds_per_second",
 }
 
 // grid is the picture: a row for each kind, a column for each metric.
