@@ -177,6 +177,13 @@ func Run(ctx context.Context, cfg Config, out string) (telemetry.Manifest, []Fau
 	if _, err := os.Stat(out); err == nil {
 		return none, nil, fmt.Errorf("%s exists already: name a new directory", out)
 	}
+	// What is recorded for minutes can be written then.
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return none, nil, fmt.Errorf("%s cannot be made: %w", out, err)
+	}
+	if err := os.Remove(out); err != nil {
+		return none, nil, err
+	}
 	var runs []*run
 	for n := range cfg.Runs {
 		for _, k := range cfg.Kinds {

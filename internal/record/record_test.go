@@ -100,6 +100,14 @@ func TestRefusesWhatCannotBeRecorded(t *testing.T) {
 	if _, _, err := Run(t.Context(), Config{}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "exists already") {
 		t.Errorf("a directory that exists: %v", err)
 	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Before anything is booted.
+	if _, _, err := Run(t.Context(), Config{Kinds: Kinds(), Runs: 1, Parallel: 1}, filepath.Join(file, "x")); err == nil || !strings.Contains(err.Error(), "cannot be made") {
+		t.Errorf("a directory under a file: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	out := filepath.Join(t.TempDir(), "x")
