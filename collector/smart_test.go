@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,7 +70,7 @@ func TestSMART(t *testing.T) {
 			"sdc": append([]byte{1}, make([]byte, 511)...), // damaged on the way
 		}),
 	}}
-	s, err := newSampler(Config{Host: "h", HostProc: proc, HostSys: sys, HostDev: t.TempDir()}, h)
+	s, err := newSampler(Config{Host: "h", HostProc: proc, HostSys: sys, HostDev: t.TempDir(), Deadline: time.Minute}, h)
 	if err != nil {
 		t.Fatal(err)
 	}
