@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,12 +59,15 @@ type Options struct {
 	Dir string
 	// Listen is the address for host agents, "" for none (in-process only).
 	Listen string
-	// TLS is used for Listen. Without it Listen must be a loopback address.
+	// TLS is used for Listen, which must be a loopback address without it, and towards the
+	// servers of URL.
 	TLS *tls.Config
-	// URL of an external NATS server or cluster; "" embeds one.
+	// URL of an external NATS cluster, several servers separated by commas; "" embeds one.
 	URL string
-	// CredentialsFile authenticates to the external server (a NATS .creds file).
+	// CredentialsFile authenticates to the cluster (a NATS .creds file).
 	CredentialsFile string
+	// Callout lets the cluster ask this control plane which agents it admits.
+	Callout Callout
 	// Replicas of every stream: 1 embedded, 3 on a cluster.
 	Replicas int
 	// SampleAge and SampleBytes bound the retention of the sample stream.
@@ -105,21 +110,25 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	if b.onWrite == nil {
 		b.onWrite = func(string, bool) {}
 	}
-	opts := []nats.Option{nats.Name("tardigrade control plane"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true)}
-	url := o.URL
+	opts := []nats.Option{nats.Name("tardigrade control plane"), nats.MaxReconnects(-1)}
 	if o.URL == "" {
 		password, err := b.embed(o)
 		if err != nil {
 			return nil, err
 		}
 		opts = append(opts, nats.InProcessServer(b.server), nats.UserInfo(controlUser, password))
-	} else if o.CredentialsFile != "" {
-		opts = append(opts, nats.UserCredentials(o.CredentialsFile))
+	} else {
+		if o.CredentialsFile != "" {
+			opts = append(opts, nats.UserCredentials(o.CredentialsFile))
+		}
+		if o.TLS != nil {
+			opts = append(opts, nats.Secure(o.TLS))
+		}
 	}
-	conn, err := nats.Connect(url, opts...)
+	conn, err := nats.Connect(o.URL, opts...)
 	if err != nil {
 		b.Close()
-		return nil, fmt.Errorf("connect to the bus at %s: %w", orEmbedded(url), err)
+		return nil, fmt.Errorf("connect to the bus at %s: %w", redacted(o.URL), err)
 	}
 	b.Conn = conn
 	if b.JS, err = jetstream.New(conn); err != nil {
@@ -130,14 +139,28 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 		b.Close()
 		return nil, err
 	}
+	if o.URL != "" && o.Callout.Seed != "" {
+		if err := b.answer(o.Callout, o.Agents); err != nil {
+			b.Close()
+			return nil, err
+		}
+	}
 	return b, nil
 }
 
-func orEmbedded(url string) string {
-	if url == "" {
+// redacted names servers without the passwords in their addresses.
+func redacted(urls string) string {
+	if urls == "" {
 		return "the embedded server"
 	}
-	return url
+	var out []string
+	for one := range strings.SplitSeq(urls, ",") {
+		if u, err := url.Parse(strings.TrimSpace(one)); err == nil {
+			one = u.Redacted()
+		}
+		out = append(out, one)
+	}
+	return strings.Join(out, ",")
 }
 
 // embed starts the server and returns the control plane's password.
@@ -248,11 +271,33 @@ func (b *Bus) ensureStreams(ctx context.Context, o Options) error {
 		if s.Name == StreamSamples {
 			b.samples = s
 		}
-		if _, err := b.JS.CreateOrUpdateStream(ctx, s); err != nil {
-			return fmt.Errorf("create stream %s: %w", s.Name, err)
+		if err := b.ensure(ctx, s); err != nil {
+			return fmt.Errorf("create stream %s with %d replicas: %w", s.Name, s.Replicas, err)
 		}
 	}
 	return nil
+}
+
+// clusterPatience is for how long a cluster may be without a leader when the control plane
+// starts, as when both were started at once.
+const clusterPatience = time.Minute
+
+func (b *Bus) ensure(ctx context.Context, s jetstream.StreamConfig) error {
+	end := time.Now().Add(clusterPatience)
+	for {
+		_, err := b.JS.CreateOrUpdateStream(ctx, s)
+		var api *jetstream.APIError
+		leaderless := errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &api) && api.Code == 503
+		if b.server != nil || !leaderless || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		b.log.Warn("the cluster is not ready", "stream", s.Name, "err", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // authenticator admits the control plane by its password and each agent by its

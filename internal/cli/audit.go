@@ -10,6 +10,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/control"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 )
 
@@ -38,10 +39,12 @@ stop it first, or give a copy.`,
 			return err
 		}
 		defer dir.Close()
-		b, err := bus.Open(cmd.Context(), bus.Options{
-			Dir: filepath.Join(dir.Path, "bus"), URL: c.Bus.URL, CredentialsFile: c.Bus.Credentials, Replicas: c.Bus.Replicas,
-			SampleAge: c.Bus.SampleAge.D(), SampleBytes: c.Bus.SampleMiB << 20, Log: slog.New(slog.DiscardHandler),
-		})
+		o, err := control.BusOptions(c.Bus)
+		if err != nil {
+			return err
+		}
+		o.Dir, o.Listen, o.Callout, o.Log = filepath.Join(dir.Path, "bus"), "", bus.Callout{}, slog.New(slog.DiscardHandler)
+		b, err := bus.Open(cmd.Context(), o)
 		if err != nil {
 			return err
 		}

@@ -80,13 +80,23 @@ type Token struct {
 type Bus struct {
 	// Listen is the embedded server's address for agents on other hosts; ""
 	// admits only the agent inside this process.
-	Listen      string   `yaml:"listen"`
-	TLS         TLS      `yaml:"tls"`
-	URL         string   `yaml:"url"`
-	Credentials string   `yaml:"credentials"`
-	Replicas    int      `yaml:"replicas"`
-	SampleAge   Duration `yaml:"sample_age"`
-	SampleMiB   int64    `yaml:"sample_mib"`
+	Listen string `yaml:"listen"`
+	// TLS is that of Listen (cert, key), or towards the servers of URL (ca, and cert and key
+	// where they ask for a certificate).
+	TLS TLS `yaml:"tls"`
+	// URL is of an external cluster instead, several servers separated by commas;
+	// docs/bus.md says how to set one up.
+	URL string `yaml:"url"`
+	// Credentials authenticate to it (a NATS .creds file), unless the addresses have a user
+	// and a password.
+	Credentials string `yaml:"credentials"`
+	// Callout is a file with the seed of an account key, by which the cluster lets this control
+	// plane say which agents are enrolled; Account is the cluster's account for them.
+	Callout   string   `yaml:"callout"`
+	Account   string   `yaml:"account"`
+	Replicas  int      `yaml:"replicas"`
+	SampleAge Duration `yaml:"sample_age"`
+	SampleMiB int64    `yaml:"sample_mib"`
 }
 
 // Influx is the telemetry history. It is off while URL is empty.
@@ -299,7 +309,7 @@ func Default() Config {
 	return Config{
 		Data: ".tardigrade",
 		API:  API{Listen: "127.0.0.1:8080"},
-		Bus:  Bus{Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
+		Bus:  Bus{Account: "$G", Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
 			Migrate: Migrate{Parallel: 2, AutoConverge: true, Downtime: Duration(100 * time.Millisecond)},
@@ -369,6 +379,15 @@ func (c *Config) Validate() error {
 		default:
 			bad("api.tokens[%d] (%s): role %q is not viewer, operator, approver or admin", i, t.Name, t.Role)
 		}
+	}
+	if c.Bus.URL != "" && c.Bus.Listen != "" {
+		bad("bus.listen is of the embedded bus, and bus.url names another one: give one of them")
+	}
+	if c.Bus.URL == "" && (c.Bus.Callout != "" || c.Bus.Credentials != "") {
+		bad("bus.callout and bus.credentials are for an external cluster: name it in bus.url")
+	}
+	if n := c.Bus.Replicas; n < 1 || n > 5 || n > 1 && c.Bus.URL == "" {
+		bad("bus.replicas: %d: 1 on the embedded bus, 1 to 5 on a cluster", n)
 	}
 	if c.Influx.URL != "" {
 		u, err := url.Parse(c.Influx.URL)

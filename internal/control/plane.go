@@ -119,17 +119,13 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
 		return fmt.Errorf("data directory: %w", err)
 	}
-	tls, err := ServerTLS("bus.tls", p.cfg.Bus.TLS)
+	options, err := BusOptions(p.cfg.Bus)
 	if err != nil {
 		return err
 	}
 	p.tokens = &tokens{dir: agentsDir}
-	c := p.cfg.Bus
-	p.bus, err = bus.Open(ctx, bus.Options{
-		Dir: busDir, Listen: c.Listen, TLS: tls, URL: c.URL, CredentialsFile: c.Credentials, Replicas: c.Replicas,
-		SampleAge: c.SampleAge.D(), SampleBytes: c.SampleMiB << 20, Agents: p.tokens.check, OnWrite: o.OnWrite, Log: p.log,
-	})
-	if err != nil {
+	options.Dir, options.Agents, options.OnWrite, options.Log = busDir, p.tokens.check, o.OnWrite, p.log
+	if p.bus, err = bus.Open(ctx, options); err != nil {
 		return err
 	}
 	p.audit = bus.OpenAudit(p.bus)
