@@ -105,6 +105,7 @@ func (p *Plane) rebooted(ctx context.Context, last time.Time, s *fleet.Sample) {
 			return
 		}
 	}
+	p.recommender.crashed(s.Host, s.Time)
 	sum := sha256.Sum256([]byte(s.Boot))
 	p.labelled(ctx, fleet.Incident{
 		ID: fmt.Sprintf("crash-%s-%s", s.Host, hex.EncodeToString(sum[:6])), Host: s.Host, From: last, To: s.Time, Failed: true,

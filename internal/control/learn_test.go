@@ -89,6 +89,18 @@ func TestAFaultThatComesBackWasNotCured(t *testing.T) {
 	}
 }
 
+func TestAHostThatCrashesAfterAnActionWasNotCured(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	rec := w.approved()
+	w.setBoot("another")
+	if got := w.outcome(rec.ID); !slices.Equal(got, []string{"recycle: failed"}) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestAttempts(t *testing.T) {
 	rec := fleet.Recommendation{ID: "r", Prediction: fleet.Prediction{Signature: fleet.SignatureKernelFault}}
 	through := fleet.Execution{State: fleet.ExecutionSucceeded, Steps: []fleet.Step{{Phase: fleet.PhaseRecycle}, {Phase: fleet.PhaseRecycle}, {Phase: fleet.PhaseDiagnose}, {Phase: fleet.PhaseReset}}}

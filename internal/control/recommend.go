@@ -120,10 +120,23 @@ func (r *recommender) triedOn(p fleet.Prediction) (at map[fleet.Action]time.Time
 
 // back notes that a fault is back after actions against it, which did not cure it then. r.mu is held.
 func (r *recommender) back(p fleet.Prediction) {
-	of := r.tried[p.Host]
+	r.inVain(p.Host, p.Time, func(a *attempt) bool { return a.signature == p.Signature && a.culprit == p.Culprit })
+}
+
+// crashed notes that a host crashed: what was done to it shortly before did not cure it, whatever it was done
+// against. VMs that had left it were saved.
+func (r *recommender) crashed(host fleet.HostID, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inVain(host, at, func(a *attempt) bool { return a.action != fleet.ActionLiveMigrate })
+}
+
+// inVain notes that actions on a host of which it is not known yet did not help, as was seen at a time. r.mu is held.
+func (r *recommender) inVain(host fleet.HostID, at time.Time, these func(*attempt) bool) {
+	of := r.tried[host]
 	for i := range of {
 		a := &of[i]
-		if !a.failed && a.rec != "" && a.signature == p.Signature && a.culprit == p.Culprit && p.Time.After(a.at) && time.Since(a.at) <= triedFor {
+		if !a.failed && a.rec != "" && at.After(a.at) && at.Sub(a.at) <= triedFor && these(a) {
 			a.failed = true
 			r.failed = append(r.failed, *a)
 		}
