@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,10 +57,11 @@ type Trial struct {
 const (
 	// outcomeAfter is how long a host must stay sound for an action to count as a cure.
 	outcomeAfter = 24 * time.Hour
-	// suspect is the probability from which something is taken to be wrong with a host, and
-	// certain that from which one sample is enough.
+	// suspect is the probability from which something is taken to be wrong with a host, certain that from
+	// which one sample is enough, and perhaps that from which it is looked at how much time there is.
 	suspect = 0.8
 	certain = 0.98
+	perhaps = 0.5
 	// triedLately is for how long after an action one sample is enough, too.
 	triedLately = time.Hour
 	// inVain is what an action costs a sound host, in VM-seconds: as much as a live migration of eight VMs. Where
@@ -67,6 +69,8 @@ const (
 	// samples already.
 	inVain   = 5.0
 	persists = 30
+	// vainFor is for how long nothing but a unit's health is believed of a host that was emptied and found sound.
+	vainFor = time.Hour
 	// noise is the share of its time that a VM loses to a noisy neighbour, about.
 	noise = 0.2
 )
@@ -94,10 +98,12 @@ type member struct {
 	over   int
 	// unhealthy is for how many samples in a row a unit has failed its health check.
 	unhealthy int
-	recycled  bool // since the last sample
+	recycled  bool   // since the last sample
+	boot      string // of the last sample; "" after a reset
 	tried     []attempt
 	away      bool      // its VMs were moved off it
 	repaired  time.Time // until when a person is at it
+	vain      time.Time // when its VMs were moved off it last, and back at once, since there was nothing to repair
 }
 
 // watch runs a policy that sees telemetry through a model.
@@ -209,6 +215,10 @@ func (w *watch) step(samples []fleet.Sample) error {
 		n := w.ids[samples[i].Host]
 		w.numbers = append(w.numbers, n)
 		m := &w.members[n]
+		if m.boot != "" && m.boot != samples[i].Boot {
+			w.crashed(m, samples[i].Time)
+		}
+		m.boot = samples[i].Boot
 		m.follow.Observe(&samples[i])
 		m.follow.Vector(m.x)
 		w.rows = append(w.rows, m.x)
@@ -225,12 +235,22 @@ func (w *watch) step(samples []fleet.Sample) error {
 			m.unhealthy = 0
 		}
 		w.settle(m, s.Time)
+		if m.away {
+			if len(w.f.Host(n).VMs) > 0 { // it was repaired: what was seen before says nothing any more
+				m.away, m.over, m.tried = false, 0, m.tried[:0]
+				m.follow.Recovered()
+			}
+			continue
+		}
 		// A recycle ends with a look at the health of what was restarted: that it failed is known at
 		// once. And a unit that stays unhealthy needs no model.
 		hangs := m.unhealthy >= 2 || m.unhealthy > 0 && m.recycled
 		m.recycled = false
-		if odd < suspect && !hangs {
+		if odd < suspect && !hangs && !w.urgent(n, odd) {
 			m.over = 0
+			continue
+		}
+		if !hangs && !m.vain.IsZero() && s.Time.Sub(m.vain) < vainFor {
 			continue
 		}
 		m.over++
@@ -259,6 +279,18 @@ func (w *watch) settle(m *member, now time.Time) {
 	m.tried = kept
 }
 
+// crashed is told of a new boot that no reset brought about: the fault is gone, and what was done about it shortly
+// before has not cured it.
+func (w *watch) crashed(m *member, now time.Time) {
+	m.tried = slices.DeleteFunc(m.tried, func(a attempt) bool {
+		lately := now.Sub(a.at) < triedLately
+		if lately && !a.settled {
+			w.policy.outcome(a.signature, a.action, a.again, false)
+		}
+		return lately
+	})
+}
+
 // consider asks the policy about a host that seems to have a fault, and does what it says.
 func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error {
 	m := &w.members[n]
@@ -266,15 +298,6 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error 
 		return nil
 	}
 	h := w.f.Host(n)
-	if m.away {
-		if len(h.VMs) == 0 {
-			return nil // it is being repaired, and nobody is on it
-		}
-		m.away, m.over = false, 0 // it was repaired: what was seen before says nothing any more
-		m.tried = m.tried[:0]
-		m.follow.Recovered()
-		return nil
-	}
 	w.model.Failure(w.p, m.x)
 	best := w.model.Signature(w.s, m.x)
 	signature := fleet.Signature(w.model.Signatures()[best])
@@ -312,6 +335,15 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error 
 	return w.act(n, m, d.Action, signature, s.Time)
 }
 
+// urgent tells whether to wait until it is surer that anything is wrong is expected to cost more than to act in vain.
+func (w *watch) urgent(n int, odd float64) bool {
+	if odd < perhaps {
+		return false
+	}
+	w.model.Failure(w.p, w.members[n].x)
+	return w.hurries(odd, "", len(w.f.Host(n).VMs))
+}
+
 // hurries tells whether to wait for another sample is expected to cost more than to act in vain: the former
 // where there is a fault, of which the host fails or which takes the VMs' time, the latter where there is none.
 func (w *watch) hurries(odd float64, signature fleet.Signature, vms int) bool {
@@ -346,15 +378,23 @@ func (w *watch) act(n int, m *member, a fleet.Action, signature fleet.Signature,
 		for _, x := range m.tried {
 			t.again = t.again || x.action == a && x.signature == signature
 		}
-		if a == fleet.ActionLiveMigrate {
-			m.away = len(w.f.Host(n).VMs) == 0
+		left := len(out.Moved) > 0 && out.Detail == ""
+		m.away = a == fleet.ActionLiveMigrate && len(w.f.Host(n).VMs) == 0
+		switch {
+		case left && !m.away: // a false alarm, which teaches nothing of what was done
+			m.vain, m.tried, m.over = now, m.tried[:0], 0
+		case a == fleet.ActionLiveMigrate:
 			t.settled = true // whether the VMs left is known at once
-			w.policy.outcome(signature, a, t.again, len(out.Moved) > 0 && out.Detail == "")
-		} else {
+			w.policy.outcome(signature, a, t.again, left)
+			m.tried = append(m.tried, t)
+		default:
 			m.follow.Recovered()
 			m.over, m.recycled = 0, a == fleet.ActionRecycle
+			if a == fleet.ActionPreservingReset && !out.Harmed {
+				m.boot = ""
+			}
+			m.tried = append(m.tried, t)
 		}
-		m.tried = append(m.tried, t)
 	}
 	if faults == 0 {
 		w.result.FalseActions++

@@ -1,20 +1,30 @@
 package trial
 
 import (
+	"context"
+	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/model/failure"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
 var costs = predictor.Costs{CrashSeconds: 300, HandOverSeconds: 120}
 
-// model is trained on a small fleet; it serves all tests.
+// trained is a model of a small fleet; it serves all tests.
+var trained = sync.OnceValues(func() (*failure.Model, error) {
+	return Learn(context.Background(), Training{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 404, FaultRate: 12}, Operated: true, Sound: 6000}, nil, nil)
+})
+
 func model(t *testing.T) *failure.Model {
 	t.Helper()
-	m, err := Learn(t.Context(), Training{Fleet: Fleet{Hosts: 60, Days: 10, Seed: 404, FaultRate: 12}, Operated: true, Sound: 6000}, nil, nil)
+	m, err := trained()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,6 +94,96 @@ func TestWhoKnowsMoreLosesLess(t *testing.T) {
 		if l.HorizonSeconds >= 3600 && (l.AUCPR < 0.2 || float64(l.Foreseen) < 0.5*float64(l.Failures) || l.MedianLead <= 0) {
 			t.Errorf("%+v", l)
 		}
+	}
+}
+
+// does is a policy that always does the same, and writes down what it is asked and told.
+type does struct {
+	action fleet.Action
+	asked  int
+	told   []string
+}
+
+func (d *does) decide(predictor.Situation) predictor.Decision {
+	d.asked++
+	return predictor.Decision{Action: d.action}
+}
+
+func (d *does) outcome(s fleet.Signature, a fleet.Action, again, cured bool) {
+	d.told = append(d.told, fmt.Sprintf("%s %s %v %v", s, a, again, cured))
+}
+
+// watching is a fleet of four hosts on which nothing happens but what is planned, and who watches it.
+func watching(t *testing.T, d decider, script ...simulator.Planned) (*simulator.Fleet, *watch, func(minutes int)) {
+	t.Helper()
+	f, err := simulator.New(simulator.Config{Hosts: 4, Seed: 5, FaultRate: -1, BenignRate: -1, Script: script})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWatch(f, model(t), d, costs, &Result{Actions: map[fleet.Action]int{}})
+	return f, w, func(minutes int) {
+		t.Helper()
+		for range minutes {
+			if err := w.step(f.Step(nil)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestAFalseAlarmIsNotRepeated: a host that was emptied and found sound is left alone for an hour.
+func TestAFalseAlarmIsNotRepeated(t *testing.T) {
+	for _, alarm := range []bool{false, true} {
+		d := &does{action: fleet.ActionNone}
+		f, w, pass := watching(t, d, simulator.Planned{Host: 2, Kind: simulator.ECCStorm, After: 61 * time.Minute, Lasts: 100 * time.Minute})
+		pass(60)
+		if alarm {
+			if err := w.act(2, &w.members[2], fleet.ActionLiveMigrate, fleet.SignatureMemoryHardware, f.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if len(d.told) != 0 || w.result.FalseActions != 1 {
+				t.Errorf("a migration of a sound host taught %v; %+v", d.told, w.result)
+			}
+		}
+		pass(58)
+		if (d.asked == 0) != alarm {
+			t.Errorf("with a false alarm before: %v; the policy was asked %d times within the hour", alarm, d.asked)
+		}
+		if pass(30); d.asked == 0 {
+			t.Error("the policy is not asked after the hour either")
+		}
+	}
+}
+
+// TestTheNextFaultOfARepairedHost is seen as soon as if it had never been away: what is new about it began when its VMs came
+// back, not with the fault.
+func TestTheNextFaultOfARepairedHost(t *testing.T) {
+	var seen [2]time.Time
+	for i, away := range []bool{false, true} {
+		d := &does{action: fleet.ActionNone}
+		f, w, pass := watching(t, d, simulator.Planned{Host: 2, Kind: simulator.LockUp, After: 3 * time.Hour, Lasts: 20 * time.Minute})
+		pass(60)
+		w.members[2].away = away // and its VMs have just come back
+		for d.asked == 0 && f.Tally().Crashes == 0 {
+			pass(1)
+		}
+		seen[i] = f.Now()
+	}
+	if late := seen[1].Sub(seen[0]); late > time.Minute {
+		t.Errorf("it is seen %v later than if the host had never been away", late)
+	}
+}
+
+func TestACrashIsNoCure(t *testing.T) {
+	d := &does{action: fleet.ActionNone}
+	f, w, pass := watching(t, d, simulator.Planned{Host: 2, Kind: simulator.ECCStorm, After: time.Minute, Lasts: 20 * time.Minute})
+	pass(10)
+	if err := w.act(2, &w.members[2], fleet.ActionRecycle, fleet.SignatureMemoryHardware, f.Now()); err != nil {
+		t.Fatal(err)
+	}
+	pass(50)
+	if want := []string{"memory-hardware recycle false false"}; f.Tally().Crashes != 1 || !slices.Equal(d.told, want) {
+		t.Errorf("after %d crashes the policy was told %v, not %v", f.Tally().Crashes, d.told, want)
 	}
 }
 
