@@ -19,10 +19,13 @@ package influx
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -43,6 +46,8 @@ type Config struct {
 	// Token of InfluxDB 2.x, or "user:password" of 1.8; empty without
 	// authentication.
 	Token string
+	// CA is a PEM file of the authorities that certify an https server; "" means the system's.
+	CA string
 	// Timeout bounds one request; 0 means 20 seconds.
 	Timeout time.Duration
 }
@@ -77,6 +82,17 @@ func Open(c Config) (*Client, error) {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 8
+	if c.CA != "" {
+		pem, err := os.ReadFile(c.CA)
+		if err != nil {
+			return nil, fmt.Errorf("influx: ca: %w", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("influx: ca: %s has no PEM certificate", c.CA)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	}
 	options := influxdb2.DefaultOptions().
 		SetHTTPClient(&http.Client{Transport: transport, Timeout: c.Timeout}).
 		SetLogLevel(0). // errors are returned, and logged by whoever handles them
@@ -164,8 +180,16 @@ func (c *Client) explain(op string, err error) *Error {
 	var answer *apihttp.Error
 	if !errors.As(err, &answer) || answer.StatusCode == 0 {
 		e.Hint = "is InfluxDB running and reachable under this URL?"
-		if errors.Is(err, context.Canceled) {
+		var unknown *tls.CertificateVerificationError
+		switch {
+		case errors.Is(err, context.Canceled):
 			e.Hint = "the caller gave up"
+		case errors.As(err, &unknown):
+			e.Hint = "set influx.ca to the file of the authority that certifies this server"
+		case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+			e.Hint = "the server speaks http there, not https"
+		case strings.Contains(err.Error(), "HTTP request to an HTTPS server"):
+			e.Hint = "the server speaks https there, not http"
 		}
 		return e
 	}

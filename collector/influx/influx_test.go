@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/collector/influx/influxtest"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/loopback"
+	"github.com/tardigrade-recovery/tardigrade/internal/rigtest"
 )
 
 func open(t *testing.T, s *influxtest.Server, change ...func(*Config)) *Client {
@@ -309,6 +311,40 @@ func TestRefusedSamplesAreNamed(t *testing.T) {
 	}
 	if rows := collect(t, c, "other", nil, t0.Add(-time.Hour), t0.Add(time.Hour), 0); len(rows) != 0 {
 		t.Errorf("a sample wrote for another host: %v", rows)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca, cert, key := rigtest.NewAuthority(t).Write(dir, "127.0.0.1")
+	s := influxtest.StartWithTLS(t, ca, cert, key)
+	c := open(t, s, func(c *Config) { c.CA = ca })
+	sample := []fleet.Sample{sampleOf("h", t0, map[string]float64{"cpu_busy_ratio": 1})}
+	if err := c.Write(t.Context(), sample); err != nil {
+		t.Fatal(err)
+	}
+	if rows := collect(t, c, "h", nil, t0.Add(-time.Hour), t0.Add(time.Hour), 0); len(rows) != 1 {
+		t.Errorf("it came back as %v", rows)
+	}
+	for name, x := range map[string]struct {
+		change func(*Config)
+		says   string
+	}{
+		"another authority": {func(c *Config) { c.CA = "" }, "influx.ca"},
+		"http":              {func(c *Config) { c.URL, c.CA = strings.Replace(c.URL, "https", "http", 1), "" }, "speaks https"},
+	} {
+		if err := open(t, s, x.change).Check(t.Context()); err == nil || !strings.Contains(err.Error(), x.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	plain := influxtest.Start(t)
+	if err := open(t, plain, func(c *Config) { c.URL = strings.Replace(c.URL, "http", "https", 1) }).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "speaks http") {
+		t.Errorf("https to a server without it: %v", err)
+	}
+	for _, file := range []string{filepath.Join(dir, "nothing"), key} {
+		if _, err := Open(Config{URL: s.URL, Bucket: s.Bucket, CA: file}); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s as authority: %v", file, err)
+		}
 	}
 }
 

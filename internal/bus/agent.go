@@ -51,7 +51,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		o.Log = slog.Default()
 	}
 	again := make(chan struct{}, 1)
-	away := &outage{log: o.Log, url: redacted(o.URL), end: make(chan struct{})}
+	away := &outage{log: o.Log, url: named(o.URL), end: make(chan struct{})}
 	opts := []nats.Option{
 		nats.Name("tardigrade agent " + string(o.Host)), nats.UserInfo(string(o.Host), o.Token),
 		nats.CustomInboxPrefix(inboxPrefix(o.Host)), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
@@ -90,7 +90,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 	}
 	conn, err := nats.Connect(o.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect agent %s to the bus at %s: %w", o.Host, redacted(o.URL), err)
+		return nil, fmt.Errorf("connect agent %s to the bus at %s: %w", o.Host, named(o.URL), err)
 	}
 	go away.watch(conn)
 	js, err := jetstream.New(conn)

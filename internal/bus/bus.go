@@ -128,7 +128,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	conn, err := nats.Connect(o.URL, opts...)
 	if err != nil {
 		b.Close()
-		return nil, fmt.Errorf("connect to the bus at %s: %w", redacted(o.URL), err)
+		return nil, fmt.Errorf("connect to the bus at %s: %w", named(o.URL), err)
 	}
 	b.Conn = conn
 	if b.JS, err = jetstream.New(conn); err != nil {
@@ -148,14 +148,23 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	return b, nil
 }
 
-// redacted names servers without the passwords in their addresses.
-func redacted(urls string) string {
+// named says which bus an address means.
+func named(urls string) string {
 	if urls == "" {
 		return "the embedded server"
 	}
+	return Redacted(urls)
+}
+
+// Redacted is the addresses of servers without the passwords in them.
+func Redacted(urls string) string {
+	if urls == "" {
+		return ""
+	}
 	var out []string
 	for one := range strings.SplitSeq(urls, ",") {
-		if u, err := url.Parse(strings.TrimSpace(one)); err == nil {
+		one = strings.TrimSpace(one)
+		if u, err := url.Parse(one); err == nil {
 			one = u.Redacted()
 		}
 		out = append(out, one)

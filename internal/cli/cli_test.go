@@ -147,7 +147,7 @@ func TestEnrolledCredentialsAreAsTheAgentWantsThem(t *testing.T) {
 }
 
 func TestConfigShowHidesSecretsAndIsValid(t *testing.T) {
-	out, err := run(t, "config", "show", "--config", file(t, "influx: {url: \"http://127.0.0.1:1\", bucket: b, token: s3cret}\n"))
+	out, err := run(t, "config", "show", "--config", file(t, "influx: {url: \"http://127.0.0.1:1\", bucket: b, token: s3cret}\nbus: {url: \"tls://control:s3cret@n1:4222,tls://control:s3cret@n2:4222\"}\n"))
 	if err != nil || strings.Contains(out, "s3cret") || !strings.Contains(out, "interval: 1s") {
 		t.Errorf("%v: %s", err, out)
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 )
 
@@ -30,6 +31,7 @@ func (a *app) configCommand() *cobra.Command {
 			if c.Influx.Token != "" {
 				c.Influx.Token = "(hidden)"
 			}
+			c.Bus.URL = bus.Redacted(c.Bus.URL)
 			data, err := yaml.Marshal(c)
 			if err != nil {
 				return err

@@ -75,7 +75,7 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 					return err
 				}
 				r.Source, err = history.FromInflux(cmd.Context(), history.Influx{
-					Config: influx.Config{URL: db.URL, Org: db.Org, Bucket: db.Bucket, Token: db.Token, Timeout: 2 * time.Minute},
+					Config: influx.Config{URL: db.URL, Org: db.Org, Bucket: db.Bucket, Token: db.Token, CA: db.CA, Timeout: 2 * time.Minute},
 					From:   db.From, To: db.To, Window: p.step, Only: db.Hosts,
 				})
 				if err != nil {

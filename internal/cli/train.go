@@ -132,7 +132,7 @@ func (p *past) database(c config.Config) (*train.Influx, error) {
 	if to.IsZero() {
 		to = time.Now().UTC()
 	}
-	out := &train.Influx{URL: c.Influx.URL, Org: c.Influx.Org, Bucket: c.Influx.Bucket, Token: c.Influx.Token, From: from, To: to, StepSeconds: p.step.Seconds()}
+	out := &train.Influx{URL: c.Influx.URL, Org: c.Influx.Org, Bucket: c.Influx.Bucket, Token: c.Influx.Token, CA: c.Influx.CA, From: from, To: to, StepSeconds: p.step.Seconds()}
 	for _, h := range p.hosts {
 		id := fleet.HostID(h)
 		if err := id.Validate(); err != nil {

@@ -105,6 +105,8 @@ type Influx struct {
 	Org    string `yaml:"org"`
 	Bucket string `yaml:"bucket"`
 	Token  string `yaml:"token"`
+	// CA verifies an https server; "" means the system's roots.
+	CA string `yaml:"ca"`
 }
 
 // Agent is the host side.

@@ -83,7 +83,7 @@ func (p *Plane) openHistory() error {
 	if c.URL == "" {
 		return nil
 	}
-	client, err := influx.Open(influx.Config{URL: c.URL, Org: c.Org, Bucket: c.Bucket, Token: c.Token})
+	client, err := influx.Open(influx.Config{URL: c.URL, Org: c.Org, Bucket: c.Bucket, Token: c.Token, CA: c.CA})
 	if err != nil {
 		return fmt.Errorf("influx: %w", err)
 	}

@@ -125,7 +125,7 @@ func (p *Plane) runJob(ctx context.Context, j jobs.Job, progress func(string, fl
 		spec.Parent = c.version.ID
 	}
 	if c := p.cfg.Influx; c.URL != "" {
-		spec.Influx = &train.Influx{URL: c.URL, Org: c.Org, Bucket: c.Bucket, Token: c.Token, From: j.From, To: j.To, StepSeconds: j.StepSeconds, Hosts: j.Hosts}
+		spec.Influx = &train.Influx{URL: c.URL, Org: c.Org, Bucket: c.Bucket, Token: c.Token, CA: c.CA, From: j.From, To: j.To, StepSeconds: j.StepSeconds, Hosts: j.Hosts}
 	} else {
 		progress("reading the stream", 0)
 		spec.Directory = filepath.Join(dir, "telemetry")

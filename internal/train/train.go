@@ -45,6 +45,7 @@ type Influx struct {
 	Org         string         `json:"org,omitempty"`
 	Bucket      string         `json:"bucket"`
 	Token       string         `json:"token,omitempty"`
+	CA          string         `json:"ca,omitempty"`
 	From        time.Time      `json:"from"`
 	To          time.Time      `json:"to"`
 	StepSeconds float64        `json:"step_s"`
@@ -113,7 +114,7 @@ func Run(ctx context.Context, s Spec, progress Progress) ([]byte, registry.Heade
 func (s Spec) open(ctx context.Context) (history.Source, error) {
 	if s.Influx != nil {
 		return history.FromInflux(ctx, history.Influx{
-			Config: influx.Config{URL: s.Influx.URL, Org: s.Influx.Org, Bucket: s.Influx.Bucket, Token: s.Influx.Token, Timeout: 2 * time.Minute},
+			Config: influx.Config{URL: s.Influx.URL, Org: s.Influx.Org, Bucket: s.Influx.Bucket, Token: s.Influx.Token, CA: s.Influx.CA, Timeout: 2 * time.Minute},
 			From:   s.Influx.From, To: s.Influx.To, Window: time.Duration(s.Influx.StepSeconds * float64(time.Second)), Only: s.Influx.Hosts,
 		})
 	}

@@ -4,6 +4,8 @@ package influxtest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,13 +30,15 @@ type Server struct {
 	// Token is "user:password" of an administrator where authentication is on.
 	Token string
 
-	t    testing.TB
-	dir  string
-	port *loopback.Reservation
-	auth bool
-	cmd  *exec.Cmd
-	done chan struct{}
-	log  *bytes.Buffer
+	t      testing.TB
+	client *http.Client
+	tls    string // lines of the configuration
+	dir    string
+	port   *loopback.Reservation
+	auth   bool
+	cmd    *exec.Cmd
+	done   chan struct{}
+	log    *bytes.Buffer
 }
 
 // Program is the path of influxd: from TARDIGRADE_INFLUXD, the PATH, or .build/bin
@@ -62,25 +66,46 @@ func Program() (string, error) {
 
 // Start starts a server without authentication, with a database in it. It ends
 // with the test.
-func Start(t testing.TB) *Server { return start(t, false) }
+func Start(t testing.TB) *Server { return start(t, &Server{}) }
 
 // StartWithAuth starts a server on which only Token may read and write.
-func StartWithAuth(t testing.TB) *Server { return start(t, true) }
+func StartWithAuth(t testing.TB) *Server { return start(t, &Server{auth: true}) }
 
-func start(t testing.TB, auth bool) *Server {
+// StartWithTLS starts a server that speaks https, with the certificate and key of these PEM
+// files, which the authorities of the file ca certify for 127.0.0.1.
+func StartWithTLS(t testing.TB, ca, cert, key string) *Server {
 	t.Helper()
-	s := &Server{t: t, dir: t.TempDir(), auth: auth, Bucket: "telemetry/autogen"}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	return start(t, &Server{
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}},
+		tls:    fmt.Sprintf("  https-enabled = true\n  https-certificate = %q\n  https-private-key = %q\n", cert, key),
+	})
+}
+
+func start(t testing.TB, s *Server) *Server {
+	t.Helper()
+	s.t, s.dir, s.Bucket = t, t.TempDir(), "telemetry/autogen"
 	var err error
 	if s.port, err = loopback.Reserve(); err != nil {
 		t.Fatal(err)
 	}
 	s.URL = "http://" + s.port.Address()
+	if s.client == nil {
+		s.client = http.DefaultClient
+	} else {
+		s.URL = "https://" + s.port.Address()
+	}
 	t.Cleanup(func() {
 		s.Kill()
 		s.port.Release()
 	})
 	s.Run()
-	if auth {
+	if s.auth {
 		s.Token = "admin:secret"
 		s.Exec(`CREATE USER admin WITH PASSWORD 'secret' WITH ALL PRIVILEGES`)
 	}
@@ -111,7 +136,7 @@ bind-address = "127.0.0.1:0"
   flux-enabled = true
   auth-enabled = %[5]v
   log-enabled = false
-`, filepath.Join(s.dir, "meta"), filepath.Join(s.dir, "data"), filepath.Join(s.dir, "wal"), s.port.Address(), s.auth)
+%[6]s`, filepath.Join(s.dir, "meta"), filepath.Join(s.dir, "data"), filepath.Join(s.dir, "wal"), s.port.Address(), s.auth, s.tls)
 	path := filepath.Join(s.dir, "influxdb.conf")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -132,7 +157,7 @@ bind-address = "127.0.0.1:0"
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	for {
-		if resp, err := http.Get(s.URL + "/health"); err == nil {
+		if resp, err := s.client.Get(s.URL + "/health"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return
@@ -171,7 +196,7 @@ func (s *Server) Exec(statement string) string {
 	if user, password, ok := strings.Cut(s.Token, ":"); ok && !strings.HasPrefix(statement, "CREATE USER admin") {
 		req.SetBasicAuth(user, password)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.client.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
 	}
