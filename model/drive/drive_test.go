@@ -147,6 +147,33 @@ func TestFailuresArePredicted(t *testing.T) {
 	}
 }
 
+func TestPeaksAreWhereADriveIsJudged(t *testing.T) {
+	inf := math.Inf(1)
+	e := examples{
+		left:  []float64{inf, inf, 40 * day, 20 * day, 10 * day, 90 * day, inf},
+		drive: []int{0, 0, 1, 1, 1, 2, 3},
+	}
+	for i := range e.left {
+		e.X, e.Y = append(e.X, []float64{float64(i)}), append(e.Y, e.left[i] <= Horizon)
+	}
+	ln3 := math.Log(3)
+	got := e.peaks([]float64{1 + ln3, 1, 9, -5, -5 + ln3, 3, -700})
+	// Three times the odds are three times the weight; the drive that fails in 90 days, and the one that does in 40, are no false alarms.
+	want := []struct {
+		row    float64
+		fails  bool
+		weight float64
+	}{{0, false, 0.75}, {1, false, 0.25}, {3, true, 0.25}, {4, true, 0.75}, {6, false, 1}}
+	if len(got.X) != len(want) || len(got.Y) != len(want) || len(got.Weight) != len(want) {
+		t.Fatalf("%+v", got)
+	}
+	for i, w := range want {
+		if got.X[i][0] != w.row || got.Y[i] != w.fails || math.Abs(got.Weight[i]-w.weight) > 1e-12 {
+			t.Errorf("%d: row %v, fails %v, weight %v, not %+v", i, got.X[i][0], got.Y[i], got.Weight[i], w)
+		}
+	}
+}
+
 func TestRatesOfRareModelsAreNearTheMean(t *testing.T) {
 	year := 365.25 * day
 	drives := []Drive{{Model: "rare", Seen: []Observation{{}}, End: year / 10, Failed: true}}

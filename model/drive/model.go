@@ -66,25 +66,40 @@ const quietShare = 0.15
 // known where it is for Horizon.
 var ahead = [...]float64{Horizon, 2 * Horizon}
 
-// averaged is how many models are trained, each on other random features.
-const averaged = 6
+// averaged is how many models are trained, each on other random features. The last peaked of them learn from the
+// peaks of what the others make of each drive.
+const averaged, peaked = 6, 2
 
 // Train learns from drives. Progress, where it is not nil, is called after each tree.
 func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done, of int)) (*Model, error) {
 	m := &Model{rates: learn(drives)}
-	data, left := m.examples(drives, seed)
-	if len(data.X) == 0 {
+	all := m.examples(drives, seed)
+	if len(all.X) == 0 {
 		return nil, fmt.Errorf("drives: none of %d drives was watched for long enough to learn from", len(drives))
 	}
 	c := gbdt.Config{Trees: 140, Leaves: 40, Rate: 0.07, L2: 5, FeatureShare: 0.25, Features: Features()}
 	var parts []*gbdt.Model
+	var risk []float64 // of each example, by the models that are not peaked
 	for k := range averaged {
 		c.Seed = seed*averaged + uint64(k)
 		if progress != nil {
 			c.Progress = func(done, of int) { progress(k*of+done, averaged*of) }
 		}
-		for i := range data.Y {
-			data.Y[i] = left[i] <= ahead[k%len(ahead)]
+		within := ahead[k%len(ahead)]
+		for i, left := range all.left {
+			all.Y[i] = left <= within
+		}
+		data := all.Data
+		if k >= averaged-peaked {
+			if risk == nil {
+				others, err := gbdt.Average(parts...)
+				if err != nil {
+					return nil, fmt.Errorf("drives: %w", err)
+				}
+				risk = make([]float64, len(all.X))
+				gbdt.NewScorer(others).Raw(risk, all.X)
+			}
+			data = all.peaks(risk)
 		}
 		one, err := gbdt.Train(ctx, data, c)
 		if err != nil {
@@ -99,10 +114,16 @@ func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done,
 	return m, nil
 }
 
-// examples are the instants to learn from, without labels, and how many hours after each the drive failed:
-// infinity where it did not. A drive weighs as much as the square root of how often it said something;
-// otherwise the few that say much would count for most.
-func (m *Model) examples(drives []Drive, seed uint64) (data gbdt.Data, left []float64) {
+// examples are instants to learn from.
+type examples struct {
+	gbdt.Data           // Y is set for each horizon anew
+	left      []float64 // how many hours after each the drive failed: infinity where it did not
+	drive     []int     // whose they are, in order
+}
+
+// examples draws the instants to learn from. A drive weighs as much as the square root of how often it said
+// something; otherwise the few that say much would count for most.
+func (m *Model) examples(drives []Drive, seed uint64) (e examples) {
 	all := 0
 	for i := range drives {
 		drives[i].instants(func(int, float64) { all++ })
@@ -134,18 +155,43 @@ func (m *Model) examples(drives []Drive, seed uint64) (data gbdt.Data, left []fl
 			if d.Failed {
 				until = d.End - now
 			}
-			data.X, data.Weight, left = append(data.X, x), append(data.Weight, weight/share), append(left, until)
+			e.X, e.Weight = append(e.X, x), append(e.Weight, weight/share)
+			e.left, e.drive = append(e.left, until), append(e.drive, i)
 		})
 	}
-	data.Y = make([]bool, len(data.X))
-	return data, left
+	e.Y = make([]bool, len(e.X))
+	return e
+}
+
+// peaks are the examples as alarms are judged: what counts is whether the highest risk of a drive is above a
+// threshold. All drives weigh the same, and the instants of one share its weight by the odds of their risk, which is in log
+// odds. An alarm on a drive that fails some time after the horizon is no false one: such instants are left out.
+func (e *examples) peaks(risk []float64) (d gbdt.Data) {
+	for from := 0; from < len(e.X); {
+		begin, top, drive := len(d.X), math.Inf(-1), e.drive[from]
+		for ; from < len(e.X) && e.drive[from] == drive; from++ {
+			if e.Y[from] || math.IsInf(e.left[from], 1) {
+				d.X, d.Y, d.Weight = append(d.X, e.X[from]), append(d.Y, e.Y[from]), append(d.Weight, risk[from])
+				top = max(top, risk[from])
+			}
+		}
+		sum := 0.0
+		for i := begin; i < len(d.X); i++ {
+			d.Weight[i] = math.Exp(d.Weight[i] - top)
+			sum += d.Weight[i]
+		}
+		for i := begin; i < len(d.X); i++ {
+			d.Weight[i] /= sum
+		}
+	}
+	return d
 }
 
 // Importance is the share of each of Features in what the model has learned.
 func (m *Model) Importance() []float64 { return m.trees.Importance() }
 
 // Probability is about that of a failure within Horizon after the last of what was seen of a drive, in
-// order. It orders drives by risk; as a number it is rather too high, since half of the models look further ahead.
+// order. It orders drives by risk; as a number it is rather too high: half of the models look further ahead, and some learn from peaks.
 func (m *Model) Probability(model string, sizeTB float64, seen []Observation) float64 {
 	x := make([]float64, len(m.trees.Features()))
 	fill(x, seen, seen[len(seen)-1].Hours, sizeTB, m.rates.of(model))
