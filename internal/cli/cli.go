@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,6 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", "", "configuration `file` (YAML); without one, safe defaults")
@@ -79,7 +79,41 @@ each action waits for a person's approval unless policy.mode says otherwise.`,
 	root.AddCommand(a.host(), a.recommendation(), a.policy(), a.freeze(), a.execution())
 	root.AddCommand(a.train(), a.job(), a.incident(), a.replay())
 	root.AddCommand(a.dataset())
+	refuseUnknown(root)
 	return root
+}
+
+// refuseUnknown lets commands that only group others refuse what is none of them: cobra would print
+// their help and call it success.
+func refuseUnknown(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		refuseUnknown(c)
+	}
+	if cmd.Runnable() {
+		return
+	}
+	unknown := func(name string) error {
+		hint := ""
+		if like := cmd.SuggestionsFor(name); len(like) > 0 {
+			hint = ": did you mean " + strings.Join(like, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), name, hint)}
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = cobra.ArbitraryArgs
+	// A flag of the command that was meant is unknown here.
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if before := c.Flags().Args(); c == cmd && len(before) > 0 {
+			return unknown(before[0])
+		}
+		return usageError{err}
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknown(args[0])
+	}
 }
 
 // load reads the configuration and makes the logger.

@@ -49,14 +49,17 @@ func file(t *testing.T, text string) string {
 func TestWrongUse(t *testing.T) {
 	for _, args := range [][]string{
 		{"serve", "extra"}, {"serve", "--no-such-flag"}, {"serve", "--interval", "soon"}, {"agent", "enroll"}, {"agent", "enroll", "a", "b"},
-		{"model", "show"}, {"serve", "--log-level", "loud"},
+		{"model", "show"}, {"serve", "--log-level", "loud"}, {"no-such-command"}, {"evaluate", "anomalie", "--data", "x"}, {"model", "frobnicate"},
 	} {
 		if _, err := run(t, args...); !errors.As(err, new(usageError)) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
-	if _, err := run(t, "no-such-command"); err == nil {
-		t.Error("an unknown command was taken")
+	if _, err := run(t, "evaluate", "polici", "--hosts", "3"); err == nil || !strings.Contains(err.Error(), `evaluate has no command "polici": did you mean policy?`) {
+		t.Error(err)
+	}
+	if out, err := run(t, "evaluate"); err != nil || !strings.Contains(out, "anomaly") {
+		t.Errorf("a group alone says what is in it: %v\n%s", err, out)
 	}
 }
 
@@ -434,6 +437,7 @@ maintenance_windows: [{begin: "10:00", end: "14:00"}]
 		}
 	}
 	for _, args := range [][]string{
+		{"--file", path, "--host", "h", "--action", "boo"}, {"--host", "h", "--action", "boo"}, {"--file", path, "--host", "h", "--evidence-age", "-5s"},
 		{"--file", path}, {"--host", "h", "--failing", "3"}, {"--host", "h", "--file", path, "--hosts", "2", "--failing", "3"}, {"--host", "h", "--file", path, "--at", "noon"},
 	} {
 		if _, err := run(t, append([]string{"policy", "explain"}, args...)...); !errors.As(err, new(usageError)) {

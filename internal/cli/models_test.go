@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,6 +62,9 @@ func TestFromTelemetryToAChampion(t *testing.T) {
 	}
 	if again, err := run(t, "model", "show", file); err != nil || decoded[modelFile](t, again).ID != m.ID {
 		t.Errorf("%v: %s", err, again)
+	}
+	if _, err := run(t, "replay", "--data", data, "--model", file, "--model", file); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "both of the kind anomaly") {
+		t.Errorf("a replay with two models of a kind: %v", err)
 	}
 	server := "--server=" + serving(t, "agent: {disabled: true}\n")
 	for _, c := range []struct{ args, state string }{
@@ -149,6 +153,9 @@ func TestTrainingsThatCannotWork(t *testing.T) {
 		{"train anomaly", "one source"},
 		{"train anomaly --csv a.csv --data b --out c", "one source"},
 		{"train anomaly --csv a.csv", "--out"},
+		{"train anomaly --csv a.csv --out c --timeout -1s", "--timeout -1s must be"},
+		{"train anomaly --csv a.csv --out /nonexistent/c", "--out /nonexistent/c cannot be written"},
+		{"train anomaly --data b --hosts h1 --out c", "--hosts is for --influx"},
 		{"train failure --csv a.csv --out c", "label"},
 		{"train anomaly --influx --from -1h --out c", "influx.url"},
 		{"train anomaly --data b --from soon --out c", "--from"},

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -145,6 +146,9 @@ type supposed struct {
 	at                              string
 }
 
+// explained are the actions that can be asked about.
+var explained = []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}
+
 func (a *app) policyExplain() *cobra.Command {
 	c := &client{}
 	var host, action, file string
@@ -163,6 +167,9 @@ describe it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := fleet.HostID(host).Validate(); err != nil {
 				return usageError{fmt.Errorf("--host: %w", err)}
+			}
+			if action != "" && !slices.Contains(explained, fleet.Action(action)) {
+				return usageError{fmt.Errorf("--action %q is not one of %v", action, explained)}
 			}
 			var all struct {
 				Explanations []api.Explanation `json:"explanations"`
@@ -229,6 +236,9 @@ func (s *supposed) explain(file string, host fleet.HostID, action fleet.Action, 
 	if s.hosts < 1 || s.hosts > 1_000_000 || s.failing < 0 || s.failing > s.hosts || s.healthy > s.hosts || s.active < 0 || s.active > s.hosts-1 {
 		return nil, usageError{fmt.Errorf("--hosts %d, --failing %d, --healthy %d and --active %d do not fit together", s.hosts, s.failing, s.healthy, s.active)}
 	}
+	if s.evidence < 0 {
+		return nil, usageError{fmt.Errorf("--evidence-age %v is negative", s.evidence)}
+	}
 	if s.healthy < 0 {
 		s.healthy = s.hosts - s.failing
 	}
@@ -243,7 +253,7 @@ func (s *supposed) explain(file string, host fleet.HostID, action fleet.Action, 
 			state.Executions = append(state.Executions, fleet.Execution{ID: string(id), Host: id, State: fleet.ExecutionRecycling, Action: fleet.ActionRecycle})
 		}
 	}
-	actions := []fleet.Action{fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}
+	actions := explained
 	if action != "" {
 		actions = []fleet.Action{action}
 	}

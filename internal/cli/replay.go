@@ -96,6 +96,7 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 					return err
 				}
 			}
+			kinds := make(map[registry.Kind]string)
 			for _, m := range models {
 				file, err := os.ReadFile(m)
 				if errors.Is(err, os.ErrNotExist) && isVersion(m) && !isFile(m) {
@@ -104,9 +105,14 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 				if err != nil {
 					return fmt.Errorf("--model: %w", err)
 				}
-				if _, _, err := registry.Decode(file); err != nil {
+				h, _, err := registry.Decode(file)
+				if err != nil {
 					return fmt.Errorf("--model %s: %w", m, err)
 				}
+				if before, ok := kinds[h.Kind]; ok {
+					return usageError{fmt.Errorf("--model %s and %s are both of the kind %s: give one of each kind at most", before, m, h.Kind)}
+				}
+				kinds[h.Kind] = m
 				r.Models = append(r.Models, file)
 			}
 			r.Actions = []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}

@@ -177,6 +177,9 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 			if out == "" {
 				return usageError{errors.New("--out must name the file to write the model to")}
 			}
+			if child.Timeout <= 0 {
+				return usageError{fmt.Errorf("--timeout %v must be more than 0", child.Timeout)}
+			}
 			if err := canWrite("--out", out); err != nil {
 				return err
 			}
