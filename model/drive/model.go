@@ -61,14 +61,13 @@ const mostInstants = 1_000_000
 // and never fails: most are such, and those that are drawn weigh as much as all.
 const quietShare = 0.15
 
-// ahead is what the averaged models learn, in turn: a failure within so many hours. The longer horizon
+// ahead is what the averaged models learn: a failure within so many hours. The longer horizon
 // says more of which drives fail, the shorter one more of when. For both, the outcome of an instant counts as
-// known where it is for Horizon.
-var ahead = [...]float64{Horizon, 2 * Horizon}
+// known where it is for Horizon. Each has other random features, and the last learns from the drives' peaks: that
+// finds more drives at few false alarms, and orders instants worse.
+var ahead = [...]float64{Horizon, 2 * Horizon, Horizon, Horizon}
 
-// averaged is how many models are trained, each on other random features. The last peaked of them learn from the
-// peaks of what the others make of each drive.
-const averaged, peaked = 6, 2
+const averaged = len(ahead)
 
 // Train learns from drives. Progress, where it is not nil, is called after each tree.
 func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done, of int)) (*Model, error) {
@@ -79,26 +78,23 @@ func Train(ctx context.Context, drives []Drive, seed uint64, progress func(done,
 	}
 	c := gbdt.Config{Trees: 140, Leaves: 40, Rate: 0.07, L2: 5, FeatureShare: 0.25, Features: Features()}
 	var parts []*gbdt.Model
-	var risk []float64 // of each example, by the models that are not peaked
 	for k := range averaged {
-		c.Seed = seed*averaged + uint64(k)
+		c.Seed = seed*uint64(averaged) + uint64(k)
 		if progress != nil {
 			c.Progress = func(done, of int) { progress(k*of+done, averaged*of) }
 		}
-		within := ahead[k%len(ahead)]
+		within := ahead[k]
 		for i, left := range all.left {
 			all.Y[i] = left <= within
 		}
 		data := all.Data
-		if k >= averaged-peaked {
-			if risk == nil {
-				others, err := gbdt.Average(parts...)
-				if err != nil {
-					return nil, fmt.Errorf("drives: %w", err)
-				}
-				risk = make([]float64, len(all.X))
-				gbdt.NewScorer(others).Raw(risk, all.X)
+		if k == averaged-1 {
+			others, err := gbdt.Average(parts...)
+			if err != nil {
+				return nil, fmt.Errorf("drives: %w", err)
 			}
+			risk := make([]float64, len(all.X))
+			gbdt.NewScorer(others).Raw(risk, all.X)
 			data = all.peaks(risk)
 		}
 		one, err := gbdt.Train(ctx, data, c)
@@ -191,7 +187,7 @@ func (e *examples) peaks(risk []float64) (d gbdt.Data) {
 func (m *Model) Importance() []float64 { return m.trees.Importance() }
 
 // Probability is about that of a failure within Horizon after the last of what was seen of a drive, in
-// order. It orders drives by risk; as a number it is rather too high: half of the models look further ahead, and some learn from peaks.
+// order. It orders drives by risk; as a number it is rather too high: one of the models looks further ahead, and one learns from peaks.
 func (m *Model) Probability(model string, sizeTB float64, seen []Observation) float64 {
 	x := make([]float64, len(m.trees.Features()))
 	fill(x, seen, seen[len(seen)-1].Hours, sizeTB, m.rates.of(model))
