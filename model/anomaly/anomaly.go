@@ -2,7 +2,7 @@
 // constant memory, no allocation for a sample once it has learned.
 //
 // Each metric becomes a signed logarithmic z-score, 3·sign(z)·log1p(|z|/3), against
-// the learning period. From these come features that show unlike things:
+// the learning period, by [stream.Scales]. From these come features that show unlike things:
 //
 //   - the moving deviations over the last 5, 20 and 60 samples, less their own slow means
 //     (2,000 samples, where loud ones count as less): a metric has become restless, has
@@ -85,8 +85,6 @@ const (
 	window         = 60    // samples kept
 	ridge          = 0.01  // of both covariances
 	courseRidge    = 0.003 // of the regression, for each sample
-	floor          = 0.03  // least deviation of a metric, absolute
-	floorRate      = 0.01  // least deviation, as a share of the mean's size
 	bend           = 3     // z-score around which the logarithm begins
 	steps          = 256   // of the stored logarithmic z-score per unit
 	driftTau       = 2000  // samples of the slow means of the moving deviations

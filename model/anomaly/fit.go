@@ -7,6 +7,8 @@ import (
 
 	blaslib "gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/mat"
+
+	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
 // block is the number of rows that are added to a covariance at once.
@@ -96,7 +98,7 @@ const most = 32 << 20
 func fit(rows []float32, columns, phase int, among []int) (*Model, *Scorer, error) {
 	n := len(rows) / columns
 	m := &Model{columns: columns}
-	m.locate(rows)
+	m.mean, m.inverse = stream.Scales(rows, columns)
 	x := make([]float64, columns)
 	each := func(f func(r int, l *Scorer)) {
 		l := m.Scorer()
@@ -268,30 +270,6 @@ func (m *Model) days(levels []int16, phase int, among []int) []float32 {
 	}
 	m.profile = d.profile
 	return out
-}
-
-// locate learns the columns' means and deviations.
-func (m *Model) locate(rows []float32) {
-	c := m.columns
-	m.mean, m.inverse = make([]float32, c), make([]float32, c)
-	for i := range c {
-		n, mean, m2 := 0.0, 0.0, 0.0
-		for at := i; at < len(rows); at += c {
-			v := float64(rows[at])
-			if math.IsNaN(v) {
-				continue
-			}
-			n++
-			d := v - mean
-			mean += d / n
-			m2 += d * (v - mean)
-		}
-		if n == 0 {
-			continue
-		}
-		m.mean[i] = float32(mean)
-		m.inverse[i] = float32(1 / max(math.Sqrt(m2/n), floorRate*math.Abs(mean), floor))
-	}
 }
 
 // regression solves the ridge regression of y on x: for each y its coefficients.

@@ -87,8 +87,8 @@ func Find(name string) (Detector, error) {
 	return all[i], nil
 }
 
-// Watch learns as Fit does, and calibrates as package stream does unless the detector has a calibration
-// of its own: on the last quarter of the samples, under a model of those before.
+// Watch learns as Fit does, and calibrates as package stream does, once, unless the detector has a
+// calibration of its own: on the last quarter of the samples, under a model of those before.
 // What is watched follows the rows in time or, with again, begins with them once more.
 func (d Detector) Watch(rows [][]float64, again bool) (Watch, error) {
 	if d.watch != nil {
@@ -116,9 +116,7 @@ func (d Detector) Watch(rows [][]float64, again bool) (Watch, error) {
 	s = m.Scorer()
 	return func(x []float64) (score, tail float64) {
 		score = s.Score(x)
-		tail = t.Of(score)
-		t.Adapt(score, stream.Memory)
-		return score, tail
+		return score, t.Of(score)
 	}, nil
 }
 

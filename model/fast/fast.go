@@ -3,7 +3,7 @@
 // beside its model, no allocation for a sample once it has learned.
 //
 // It is a cheaper relative of model/anomaly. Each metric becomes a signed logarithmic
-// z-score, 3·sign(z)·ln(1+|z|/3), against the learning period, and has two exponential
+// z-score, 3·sign(z)·ln(1+|z|/3), against the learning period by [stream.Scales], and has two exponential
 // means and deviations, over 3 and 20 samples. From these, two parts are made:
 //
 //   - surprise: the residual of a linear forecast from the last sample and the two means,
@@ -44,8 +44,6 @@ const (
 	directions     = 4
 	ridge          = 0.01  // of both covariances
 	forecastRidge  = 0.003 // of the regression, for each sample
-	floor          = 0.03  // least deviation of a metric, absolute
-	floorRate      = 0.01  // least deviation, as a share of the mean's size
 	bend           = 3     // z-score around which the logarithm begins
 	driftTau       = 2000
 	surpriseWeight = 0.8

@@ -172,7 +172,7 @@ func (g *gauss) usual(distances []float32) {
 func fit(rows []float32, c int) (*Model, *Scorer, error) {
 	n := len(rows) / c
 	m := newModel(c)
-	m.locate(rows)
+	m.mean, m.inverse = stream.Scales(rows, c)
 	x := make([]float64, c)
 	each := func(f func(*Scorer)) {
 		s := m.Scorer()
@@ -243,28 +243,6 @@ func fit(rows []float32, c int) (*Model, *Scorer, error) {
 		s.Score(x)
 	}
 	return m, s, nil
-}
-
-// locate learns the columns' means and deviations.
-func (m *Model) locate(rows []float32) {
-	c := m.columns
-	for i := range c {
-		n, mean, m2 := 0.0, 0.0, 0.0
-		for at := i; at < len(rows); at += c {
-			v := float64(rows[at])
-			if v-v != 0 {
-				continue
-			}
-			n++
-			d := v - mean
-			mean += d / n
-			m2 += d * (v - mean)
-		}
-		if n > 0 {
-			m.mean[i] = float32(mean)
-			m.inverse[i] = float32(1 / max(math.Sqrt(m2/n), floorRate*math.Abs(mean), floor))
-		}
-	}
 }
 
 // course learns the forecast from the moments of the past and the samples after it.

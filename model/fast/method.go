@@ -62,7 +62,7 @@ func (s *Scorer) sound() bool {
 		values    []float32
 		low, high float32
 	}{
-		{m.mean, -math.MaxFloat32, math.MaxFloat32}, {m.inverse, 0, 1.01 / floor}, {m.calm, 0, 1e3},
+		{m.mean, -math.MaxFloat32, math.MaxFloat32}, {m.inverse, 0, stream.MostInverse}, {m.calm, 0, 1e3},
 		{m.a, -1e6, 1e6}, {m.b, -1.01, 1.01}, {m.bias, -1e6, 1e6},
 		{m.spread.scale, 0, 10.01}, {m.spread.u, -1.01, 1.01}, {m.surprise.scale, 0, 10.01}, {m.surprise.u, -1.01, 1.01},
 		{s.past, -100, 100}, {s.variance, 0, 1e5}, {s.drift, -1e3, 1e3}, {s.held, -1e9, 1e9}, {s.parts, -1e9, 1e9},

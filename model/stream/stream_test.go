@@ -94,6 +94,38 @@ func TestLearnsThenScores(t *testing.T) {
 	})
 }
 
+// Bytes or gibibytes, seconds or milliseconds: it is the same host.
+func TestUnitsDoNotMatter(t *testing.T) {
+	each(t, func(t *testing.T, m stream.Method) {
+		rows := host(rand.New(rand.NewPCG(3, 4)), 1500, 5)
+		var tails [][]float64
+		for _, unit := range []float64{1, 1.0 / 1024, 1 << 20} {
+			d := detector(t, m, 5, 1000)
+			scaled := make([][]float64, len(rows))
+			for i, x := range rows {
+				for _, v := range x {
+					scaled[i] = append(scaled[i], v*unit)
+				}
+				if i > 1400 {
+					scaled[i][3] += 10 * unit * float64(i%2)
+				}
+			}
+			_, of := observe(d, scaled)
+			tails = append(tails, of)
+		}
+		for k := range tails[1:] {
+			for i, p := range tails[1+k] {
+				if math.Abs(math.Log10(p)-math.Log10(tails[0][i])) > 0.1 {
+					t.Fatalf("sample %d in another unit: tail %v, not %v", i, p, tails[0][i])
+				}
+			}
+		}
+		if p := tails[0][1410]; p > 1e-3 {
+			t.Errorf("a column that flickers: tail %v", p)
+		}
+	})
+}
+
 func TestNewColumnsAreLearned(t *testing.T) {
 	each(t, func(t *testing.T, m stream.Method) {
 		rows := host(rand.New(rand.NewPCG(1, 2)), 3000, 7)
