@@ -140,9 +140,7 @@ type Models interface {
 	Model(ctx context.Context, id string) (Model, error)
 	ModelFile(ctx context.Context, id string) ([]byte, error)
 	ImportModel(ctx context.Context, file []byte, who, note string) (Model, error)
-	// PromoteModel takes one step: candidate to shadow, shadow to champion; straight goes to
-	// champion at once.
-	PromoteModel(ctx context.Context, id string, straight bool, who, note string) (Model, error)
+	PromoteModel(ctx context.Context, id string, p Promotion, who string) (Model, error)
 	RetireModel(ctx context.Context, id, who, note string) (Model, error)
 	RollbackModel(ctx context.Context, kind, who, note string) (Model, error)
 	Comparisons(ctx context.Context) ([]Comparison, error)
@@ -245,17 +243,22 @@ func (s *Server) modelFile(c echo.Context) error {
 }
 
 // note is the body of a change.
-type note struct {
-	Note     string `json:"note"`
-	Straight bool   `json:"straight"`
+// Promotion takes a version one step further: a candidate becomes shadow, a shadow champion.
+type Promotion struct {
+	Note string `json:"note"`
+	// Straight goes to champion at once.
+	Straight bool `json:"straight"`
+	// From is the state of the version as it was seen. A version that is in another one by now is
+	// left there, so that a request which is sent twice takes one step.
+	From string `json:"from"`
 }
 
 func (s *Server) promote(c echo.Context) error {
-	var n note
-	if err := decodeNote(c, &n, &n.Note); err != nil {
+	var p Promotion
+	if err := decodeNote(c, &p, &p.Note); err != nil {
 		return err
 	}
-	m, err := s.cfg.Fleet.PromoteModel(c.Request().Context(), c.Param("id"), n.Straight, who(c), n.Note)
+	m, err := s.cfg.Fleet.PromoteModel(c.Request().Context(), c.Param("id"), p, who(c))
 	if err != nil {
 		return err
 	}

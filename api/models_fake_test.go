@@ -39,10 +39,13 @@ func (f *fake) ImportModel(_ context.Context, file []byte, who, note string) (Mo
 	return m, f.err
 }
 
-func (f *fake) PromoteModel(ctx context.Context, id string, straight bool, who, note string) (Model, error) {
+func (f *fake) PromoteModel(ctx context.Context, id string, p Promotion, who string) (Model, error) {
 	m, err := f.Model(ctx, id)
-	m.State, m.By, m.Note = "shadow", who, note
-	if straight {
+	if p.From == "retired" {
+		return m, fmt.Errorf("it is %s by now: %w", m.State, ErrConflict)
+	}
+	m.State, m.By, m.Note = "shadow", who, p.Note
+	if p.Straight {
 		m.State = "champion"
 	}
 	return m, err
@@ -114,7 +117,7 @@ func TestModelsJobsAndIncidents(t *testing.T) {
 		{"GET", "/api/v1/models/" + modelID, "", 200, []any{"state"}, "shadow"},
 		{"GET", "/api/v1/models/" + modelID + "/file", "", 200, nil, nil},
 		{"POST", "/api/v1/models/" + modelID + "/promote", `{"note":"go"}`, 200, []any{"note"}, "go"},
-		{"POST", "/api/v1/models/" + modelID + "/promote", `{"straight":true}`, 200, []any{"state"}, "champion"},
+		{"POST", "/api/v1/models/" + modelID + "/promote", `{"straight":true,"from":"candidate"}`, 200, []any{"state"}, "champion"},
 		{"POST", "/api/v1/models/" + modelID + "/retire", "", 200, []any{"by"}, "local"},
 		{"POST", "/api/v1/models/rollback", `{"kind":"failure"}`, 200, []any{"kind"}, "failure"},
 		{"GET", "/api/v1/models/shadow", "", 200, []any{"comparisons", 0, "alarms_shadow"}, 1.0},

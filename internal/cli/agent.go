@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -80,6 +81,9 @@ file that others can read. Earlier credentials of the host stop working.`,
 			}
 			if cmd.Flags().Changed("data") {
 				c.Data = data
+			}
+			if _, err := os.Stat(filepath.Join(c.Data, "format")); err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "note: no control plane has used %s yet; only one that is started with --data %s will know these credentials\n", c.Data, c.Data)
 			}
 			if file == "" {
 				credentials, err := control.Enroll(c.Data, fleet.HostID(args[0]))

@@ -127,8 +127,8 @@ func TestAgentSaysWhatItLacks(t *testing.T) {
 func TestEnrolledCredentialsAreAsTheAgentWantsThem(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "h1.json")
-	if _, err := run(t, "agent", "enroll", "h1", "--data", dir, "--out", out); err != nil {
-		t.Fatal(err)
+	if said, err := run(t, "agent", "enroll", "h1", "--data", dir, "--out", out); err != nil || !strings.Contains(said, "no control plane has used "+dir) {
+		t.Fatalf("%v: %s", err, said)
 	}
 	first, err := control.ReadCredentials(out)
 	if err != nil || first.Host != "h1" {

@@ -140,7 +140,10 @@ fresh start, stop the control plane and remove its file; to move what was learne
 		Use: "promote VERSION", Short: "Take a version one step further: candidate to shadow, shadow to champion", Args: oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var m api.Model
-			if err := c.do(cmd.Context(), http.MethodPost, path(args[0], "/promote"), map[string]any{"note": note, "straight": straight}, &m); err != nil {
+			if err := c.do(cmd.Context(), http.MethodGet, path(args[0], ""), nil, &m); err != nil {
+				return err
+			}
+			if err := c.do(cmd.Context(), http.MethodPost, path(args[0], "/promote"), api.Promotion{Note: note, Straight: straight, From: m.State}, &m); err != nil {
 				return err
 			}
 			return print(cmd.OutOrStdout(), m)

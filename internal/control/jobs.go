@@ -150,7 +150,7 @@ func (p *Plane) runJob(ctx context.Context, j jobs.Job, progress func(string, fl
 		return "", err
 	}
 	if p.cfg.Model.Promote == "rule" {
-		if _, err := p.PromoteModel(ctx, v.ID, false, "rule", "a trained model is tried in shadow"); err != nil {
+		if _, err := p.PromoteModel(ctx, v.ID, api.Promotion{Note: "a trained model is tried in shadow", From: string(registry.Candidate)}, "rule"); err != nil {
 			p.log.Warn("a trained model could not be tried in shadow", "model", v.ID, "err", err)
 		}
 	}
@@ -262,7 +262,7 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 	if p.cfg.Model.Promote == "rule" {
 		for _, c := range p.roster.comparisons() {
 			if ok, why := p.rule().Allows(c, now); ok {
-				if _, err := p.PromoteModel(ctx, c.Shadow, false, "rule", why); err != nil {
+				if _, err := p.PromoteModel(ctx, c.Shadow, api.Promotion{Note: why, From: string(registry.Shadow)}, "rule"); err != nil {
 					p.log.Warn("a shadow was not promoted", "model", c.Shadow, "err", err)
 				}
 			}

@@ -86,7 +86,7 @@ func (w *world) imports(file []byte) api.Model {
 
 func (w *world) promoted(id string, straight bool) {
 	w.t.Helper()
-	if _, err := w.plane.PromoteModel(w.t.Context(), id, straight, "ann", ""); err != nil {
+	if _, err := w.plane.PromoteModel(w.t.Context(), id, api.Promotion{Straight: straight}, "ann"); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -148,7 +148,7 @@ func TestTheLifeOfAModel(t *testing.T) {
 	if err := w.plane.registryFiles.Put(t.Context(), b.ID, []byte("nonsense")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.plane.PromoteModel(t.Context(), b.ID, true, "ann", ""); err == nil {
+	if _, err := w.plane.PromoteModel(t.Context(), b.ID, api.Promotion{Straight: true}, "ann"); err == nil {
 		t.Error("a damaged version was promoted")
 	}
 	w.scoredBy(a.ID)

@@ -266,12 +266,13 @@ func (p *Plane) ImportModel(ctx context.Context, file []byte, who, note string) 
 }
 
 // PromoteModel takes a version one step further, or straight to champion.
-func (p *Plane) PromoteModel(ctx context.Context, id string, straight bool, who, note string) (api.Model, error) {
-	e := registry.Promote
-	if straight {
+func (p *Plane) PromoteModel(ctx context.Context, id string, how api.Promotion, who string) (api.Model, error) {
+	e, c := registry.Promote, change(who, how.Note)
+	if how.Straight {
 		e = registry.Enthrone
 	}
-	v, err := p.registry.Apply(ctx, id, e, change(who, note))
+	c.From = registry.State(how.From)
+	v, err := p.registry.Apply(ctx, id, e, c)
 	return p.changedModel(ctx, who, string(e)+"-model", v, err)
 }
 

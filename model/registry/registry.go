@@ -112,6 +112,8 @@ type Change struct {
 	By   string
 	Note string
 	At   time.Time
+	// From is the state that the version must be in, as whoever asks has seen it; "" is any.
+	From State
 }
 
 // apply lets an event happen to a version, and what follows from it to the others.
@@ -119,6 +121,9 @@ func (l *Ledger) apply(id string, e Event, c Change) error {
 	v := l.Find(id)
 	if v == nil {
 		return fmt.Errorf("there is no model %q: %w", id, ErrNotFound)
+	}
+	if c.From != "" && c.From != v.State {
+		return fmt.Errorf("model %s is %s by now, not %s, since %s by %s: %w", id, v.State, c.From, v.Since.Format(time.RFC3339), v.By, ErrState)
 	}
 	to, err := Next(v.State, e)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -189,6 +190,22 @@ func TestOneShadow(t *testing.T) {
 	}
 	if state(t, r, a) != Candidate || state(t, r, b) != Shadow {
 		t.Errorf("a is %s, b is %s", state(t, r, a), state(t, r, b))
+	}
+}
+
+// A request that is sent twice takes one step, where it says from which state.
+func TestOneStepAtATime(t *testing.T) {
+	r := New(newMemory(), nil)
+	a, c := add(t, r, 1), who(1)
+	c.From = Candidate
+	if _, err := r.Apply(t.Context(), a, Promote, c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Apply(t.Context(), a, Promote, c); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "is shadow by now") {
+		t.Errorf("again: %v", err)
+	}
+	if state(t, r, a) != Shadow {
+		t.Errorf("it is %s", state(t, r, a))
 	}
 }
 
