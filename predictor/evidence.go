@@ -28,8 +28,9 @@ type evidence struct {
 	limits  []limitSeries
 	counts  []countSeries
 	slow    []slowSeries
-	waits   [3]int // pressure on CPUs, memory and I/O, or -1
-	waitsV  [3]float64
+	waits   [len(waitsFor)]int // what tasks wait for, or -1
+	waitsV  [len(waitsFor)]float64
+	blocked int    // processes_blocked, or -1
 	avail   int    // memory_available_bytes, or -1
 	resent  int    // tcp_retransmit_ratio, or -1
 	lossy   uint32 // the last samples, a bit each
@@ -97,6 +98,8 @@ const (
 	openGrowth  = 16   // of a number without a limit
 	openRatio   = 1.5  // of the smallest value in the window
 	openChance  = 0.5  // that such a growth ends badly
+	rushRatio   = 2.0  // of the value 15 samples ago, from which growth is a rush
+	rushFit     = 0.95 // and how straight it must be
 	resentRatio = 0.03 // of the segments sent, from which a sample counts as lossy
 	lossyOf     = 20   // last samples
 	lossyLeast  = 6    // that must be lossy
@@ -141,7 +144,7 @@ var unscored = map[string]bool{"uptime_seconds": true, "clock_max_error_seconds"
 // Metrics lists the metrics whose meaning this package relies on, for a test that
 // the catalogue has them.
 func Metrics() []string {
-	out := []string{unitMemory, unitUsed, unitHealthy, unitActive, availableBytes, healthUsed}
+	out := []string{unitMemory, unitUsed, unitHealthy, unitActive, availableBytes, healthUsed, blocked}
 	for _, w := range waitsFor {
 		out = append(out, w.metric)
 	}
@@ -174,17 +177,22 @@ const (
 	availableBytes = "memory_available_bytes"
 	resent         = "tcp_retransmit_ratio"
 	healthUsed     = "unit_health_used_ratio"
+	blocked        = "processes_blocked"
 )
 
-// waitsFor lists the pressures that make a health check slow, and what each points to.
+// waitsFor lists the pressures that make a health check slow, and what each points to. As long as anything else
+// runs, tasks that wait for a disk are not all of them ("full"): then it tells that some do, and that they are
+// blocked.
 var waitsFor = [...]struct {
 	metric    string
+	blocked   float64 // processes in uninterruptible sleep, at least
 	signature fleet.Signature
 	what      string
 }{
-	{"pressure_io_full_ratio", fleet.SignatureDisk, "I/O"},
-	{"pressure_memory_full_ratio", fleet.SignatureMemoryLeak, "memory"},
-	{"pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, "a CPU"},
+	{"pressure_io_full_ratio", 0, fleet.SignatureDisk, "I/O"},
+	{"pressure_memory_full_ratio", 0, fleet.SignatureMemoryLeak, "memory"},
+	{"pressure_io_some_ratio", 2, fleet.SignatureDisk, "I/O"},
+	{"pressure_cpu_some_ratio", 0, fleet.SignatureNoisyNeighbour, "a CPU"},
 }
 
 // restart forgets trends and counts after a boot.
@@ -209,7 +217,7 @@ func (e *evidence) recovered() {
 
 func (e *evidence) align(s *fleet.Schema) {
 	old := *e
-	*e = evidence{schema: s, avail: s.Index(availableBytes), resent: s.Index(resent), lossy: old.lossy}
+	*e = evidence{schema: s, avail: s.Index(availableBytes), blocked: s.Index(blocked), resent: s.Index(resent), lossy: old.lossy}
 	for i, w := range waitsFor {
 		e.waits[i] = s.Index(w.metric)
 	}
@@ -289,7 +297,7 @@ func (e *evidence) observe(s *fleet.Sample) {
 	}
 	for i, c := range e.waits {
 		e.waitsV[i] = 0
-		if c >= 0 && s.Values[c] > 0 {
+		if c >= 0 && s.Values[c] > 0 && (waitsFor[i].blocked == 0 || e.blocked >= 0 && s.Values[e.blocked] >= waitsFor[i].blocked) {
 			e.waitsV[i] = s.Values[c]
 		}
 	}
@@ -447,6 +455,14 @@ func (m *memorySeries) judge(horizon time.Duration, available float64, haveAvail
 // within a few horizons.
 func (l *limitSeries) judge(horizon time.Duration) (finding, bool) {
 	slope, fit, low, high, n := l.trend.line()
+	span := l.trend.span().Seconds()
+	if l.kind.open {
+		// What hangs may have a few seconds from its begin: the newest samples alone will do where they
+		// leave no doubt.
+		if s, f, from, to, k := l.trend.fit(min(trendLeast, l.trend.n)); k == trendLeast && s > 0 && f >= rushFit && to >= rushRatio*from && to-from >= openGrowth {
+			slope, fit, low, high, n, span = s, f, from, to, k, (to-from)/s
+		}
+	}
 	if n < trendLeast || slope <= 0 || fit < leakFit {
 		return finding{}, false
 	}
@@ -454,7 +470,6 @@ func (l *limitSeries) judge(horizon time.Duration) (finding, bool) {
 	if strings.Contains(what, "%s") {
 		what = fmt.Sprintf(what, l.instance)
 	}
-	span := l.trend.span().Seconds()
 	if l.kind.open {
 		if high-low < openGrowth || high < openRatio*low {
 			return finding{}, false

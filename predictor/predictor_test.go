@@ -457,6 +457,33 @@ func TestWhatIsUsedUpIsSeenBeforeItIsGone(t *testing.T) {
 	}
 }
 
+// A service whose requests wait for a lock has some 15 seconds.
+func TestARushOfTasksIsSeenWithinSeconds(t *testing.T) {
+	const tasks = "unit_tasks{a.service}"
+	for name, c := range map[string]struct {
+		at   func(s int) float64 // from the begin on
+		seen bool
+	}{
+		"two a second":         {func(s int) float64 { return 8 + 2*float64(s) }, true},
+		"of very many":         {func(s int) float64 { return 800 + 2*float64(s) }, false},
+		"a pool that fills":    {func(s int) float64 { return 8 + float64(min(s, 5)*6) }, false},
+		"all at once":          {func(s int) float64 { return 40 }, false},
+		"one every second one": {func(s int) float64 { return 8 + float64(s/2) }, false},
+	} {
+		v := map[string]float64{tasks: c.at(0)}
+		w := newWorld(t, v, tasks)
+		w.steps(100)
+		seen := false
+		for s := range 16 {
+			v[tasks] = c.at(s)
+			seen = seen || w.step().Signature == fleet.SignatureServiceHang
+		}
+		if seen != c.seen {
+			t.Errorf("%s: seen: %v", name, seen)
+		}
+	}
+}
+
 func TestASlowHealthCheckForeshadowsAFailure(t *testing.T) {
 	const used = "unit_health_used_ratio{a.service}"
 	from := func(calm, slow float64) func(int) float64 {
@@ -473,13 +500,15 @@ func TestASlowHealthCheckForeshadowsAFailure(t *testing.T) {
 		signature fleet.Signature
 		culprit   string
 	}{
-		"of itself":            {from(0.01, 0.5), "", fleet.SignatureServiceHang, "a.service"},
-		"for a CPU":            {from(0.01, 0.5), "pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, ""},
-		"for the disk":         {from(0.01, 0.5), "pressure_io_full_ratio", fleet.SignatureDisk, ""},
-		"pressure alone":       {from(0.01, 0.02), "pressure_cpu_some_ratio", fleet.SignatureNone, ""},
-		"always slow":          {from(0.5, 0.55), "", fleet.SignatureNone, ""},
-		"quick, four times so": {from(0.01, 0.05), "", fleet.SignatureNone, ""},
-		"slow now and then":    {func(s int) float64 { return 0.01 + 0.5*float64((s%10)/9) }, "", fleet.SignatureNone, ""},
+		"of itself":                        {from(0.01, 0.5), "", fleet.SignatureServiceHang, "a.service"},
+		"for a CPU":                        {from(0.01, 0.5), "pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, ""},
+		"for the disk":                     {from(0.01, 0.5), "pressure_io_full_ratio", fleet.SignatureDisk, ""},
+		"for a disk, while others compute": {from(0.01, 0.5), "pressure_io_some_ratio processes_blocked pressure_cpu_some_ratio", fleet.SignatureDisk, ""},
+		"while a disk is used":             {from(0.01, 0.5), "pressure_io_some_ratio pressure_cpu_some_ratio", fleet.SignatureNoisyNeighbour, ""},
+		"pressure alone":                   {from(0.01, 0.02), "pressure_cpu_some_ratio", fleet.SignatureNone, ""},
+		"always slow":                      {from(0.5, 0.55), "", fleet.SignatureNone, ""},
+		"quick, four times so":             {from(0.01, 0.05), "", fleet.SignatureNone, ""},
+		"slow now and then":                {func(s int) float64 { return 0.01 + 0.5*float64((s%10)/9) }, "", fleet.SignatureNone, ""},
 		"slow before it is known": {func(s int) float64 {
 			if s < 10 {
 				return 0.6
@@ -488,12 +517,18 @@ func TestASlowHealthCheckForeshadowsAFailure(t *testing.T) {
 		}, "", fleet.SignatureNone, ""},
 	} {
 		v := map[string]float64{}
-		w := newWorld(t, v, used, "pressure_cpu_some_ratio", "pressure_io_full_ratio")
+		w := newWorld(t, v, used, "pressure_cpu_some_ratio", "pressure_io_full_ratio", "pressure_io_some_ratio", "processes_blocked")
 		var p fleet.Prediction
 		for s := range 60 {
 			v[used] = c.at(s)
-			if c.waits != "" && s >= 40 {
-				v[c.waits] = 0.9
+			for metric := range strings.FieldsSeq(c.waits) {
+				switch {
+				case s < 40:
+				case metric == "processes_blocked":
+					v[metric] = 3
+				default:
+					v[metric] = 0.9
+				}
 			}
 			p = w.step()
 		}
