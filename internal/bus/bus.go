@@ -118,6 +118,9 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 		}
 		opts = append(opts, nats.InProcessServer(b.server), nats.UserInfo(controlUser, password))
 	} else {
+		if err := parsable(o.URL); err != nil {
+			return nil, err
+		}
 		if o.CredentialsFile != "" {
 			opts = append(opts, nats.UserCredentials(o.CredentialsFile))
 		}
@@ -156,20 +159,38 @@ func named(urls string) string {
 	return Redacted(urls)
 }
 
-// Redacted is the addresses of servers without the passwords in them.
+// Redacted is the addresses of servers without the users and passwords in them, also where they
+// are no addresses.
 func Redacted(urls string) string {
-	if urls == "" {
-		return ""
-	}
 	var out []string
 	for one := range strings.SplitSeq(urls, ",") {
 		one = strings.TrimSpace(one)
-		if u, err := url.Parse(one); err == nil {
-			one = u.Redacted()
+		if at := strings.LastIndexByte(one, '@'); at >= 0 {
+			scheme, _, _ := strings.Cut(one[:at], "://")
+			if len(scheme) == at {
+				scheme = ""
+			} else {
+				scheme += "://"
+			}
+			one = scheme + "xxxxx" + one[at:]
 		}
 		out = append(out, one)
 	}
 	return strings.Join(out, ",")
+}
+
+// parsable says which address is none: the client's own error would have the password in it.
+func parsable(urls string) error {
+	for one := range strings.SplitSeq(urls, ",") {
+		one = strings.TrimSpace(one)
+		if !strings.Contains(one, "://") {
+			one = "nats://" + one
+		}
+		if u, err := url.Parse(one); err != nil || u.Hostname() == "" {
+			return fmt.Errorf("bus.url: %q is not the address of a server, such as tls://n1.example:4222; what is special in a password is written as %%XX", Redacted(one))
+		}
+	}
+	return nil
 }
 
 // embed starts the server and returns the control plane's password.

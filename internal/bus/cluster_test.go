@@ -228,6 +228,8 @@ func TestAClusterThatCannotBeUsedSaysWhy(t *testing.T) {
 		want []string
 	}{
 		"nobody listens":         {Options{URL: "nats://control:hidden@" + nobody.Address()}, []string{nobody.Address(), "no servers available"}},
+		"no address":             {Options{URL: "tls://control:hi%zzdden@n1:4222"}, []string{"bus.url", "n1:4222"}},
+		"half an address":        {Options{URL: there + ", "}, []string{"bus.url"}},
 		"more replicas than are": {Options{URL: there, Replicas: 3}, []string{StreamSamples, "3 replicas"}},
 		"a seed of a user":       {Options{URL: there, Callout: Callout{Seed: string(wrong), Account: "$G"}}, []string{"bus.callout", "account key"}},
 		"no seed":                {Options{URL: there, Callout: Callout{Seed: "x", Account: "$G"}}, []string{"bus.callout", "account key"}},
@@ -239,9 +241,21 @@ func TestAClusterThatCannotBeUsedSaysWhy(t *testing.T) {
 			continue
 		}
 		for _, w := range c.want {
-			if !strings.Contains(err.Error(), w) || strings.Contains(err.Error(), "hidden") {
+			if !strings.Contains(err.Error(), w) || strings.Contains(err.Error(), "hi%zzdden") || strings.Contains(err.Error(), "hidden") {
 				t.Errorf("%s: %v", name, err)
 			}
+		}
+	}
+}
+
+func TestPasswordsAreNotShown(t *testing.T) {
+	for urls, want := range map[string]string{
+		"": "", "tls://n1:4222": "tls://n1:4222", "control:secret@n1:4222": "xxxxx@n1:4222",
+		"tls://control:secret@n1:4222, nats://control:se@cret@n2": "tls://xxxxx@n1:4222,nats://xxxxx@n2",
+		"tls://control:se%cret@n1":                                "tls://xxxxx@n1",
+	} {
+		if got := Redacted(urls); got != want {
+			t.Errorf("%q became %q, not %q", urls, got, want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +70,25 @@ func takesOver(t *testing.T, detector, strongName string) {
 	p = begin()
 	if err := p.Restore(file); err != nil {
 		t.Fatal(err)
+	}
+	// With the other detector in the configuration, what was learned is refused, and the host learns.
+	for other := range strong {
+		if other == detector {
+			continue
+		}
+		cfg := cfg
+		cfg.Detector = other
+		fresh, err := predictor.New("h1", predictor.Config{NewDetector: newDetectors(cfg, time.Second, newRoster(cfg, time.Second)).new(cfg.Learn.D()), Model: detectorName,
+			FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fresh.Restore(file); err == nil || !strings.Contains(err.Error(), "learn again") {
+			t.Errorf("what %s has learned, restored into %s: %v", detector, other, err)
+		}
+		if out := step(fresh, nil); out.State != fleet.PredictionLearning {
+			t.Errorf("after that it is %s", out.State)
+		}
 	}
 	alarms := 0
 	for range 300 {
