@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"math"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/table"
@@ -22,7 +23,7 @@ import (
 const (
 	leastFailures = 5
 	leastHosts    = 5
-	mostExamples  = 300_000
+	mostExamples  = 300_000 // of 1.6 KB each
 	// quietEvery and loudEvery are how often a sound host and one with a fault give an
 	// example: the former stands for those in between.
 	quietEvery = 10 * time.Minute
@@ -64,28 +65,18 @@ func trainFailure(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	part := func(stage string, from, to float64) func(int, int) {
 		return func(done, of int) { progress(stage, from+(to-from)*float64(done)/float64(of)) }
 	}
-	// One in five hosts judges a model of the others.
-	var first, held failure.Examples
-	for i := range e.X {
-		to := &first
-		if bucket(e.Host[i]) == 0 {
-			to = &held
-		}
-		add(to, e, i)
-	}
-	cfg.Progress = part("judging", 0.4, 0.7)
-	first.Features = e.Features
-	switch m, err := failure.Train(ctx, first, cfg); {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err != nil:
-		h.Metrics["held_out_rows"] = 0 // too few to part
-	default:
-		judgeFailures(m, held, h)
+	// One in five hosts judges a model of the others, and the last quarter of the time one of
+	// the time before, where examples have times.
+	cfg.Progress = part("judging", 0.4, 0.55)
+	judgeOn(ctx, e.Examples, func(i int) bool { return bucket(e.Host[i]) == 0 }, cfg, h, "")
+	if len(e.at) > 0 {
+		cfg.Progress = part("judging", 0.55, 0.7)
+		cut := h.From.Add(h.To.Sub(h.From) / 4 * 3)
+		judgeOn(ctx, e.knownAt(cut), func(i int) bool { return !e.at[i].Before(cut) }, cfg, h, "later_")
 	}
 	cfg.Progress = part("learning", 0.7, 1)
 	cfg.LeftOut = func(what, why string) { h.LeftOut = append(h.LeftOut, what+": "+why) }
-	m, err := failure.Train(ctx, *e, cfg)
+	m, err := failure.Train(ctx, e.Examples, cfg)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -102,16 +93,47 @@ func bucket(host string) uint32 {
 	return f.Sum32() % 5
 }
 
-func add(to *failure.Examples, e *failure.Examples, i int) {
-	to.X, to.Failure, to.Known = append(to.X, e.X[i]), append(to.Failure, e.Failure[i]), append(to.Known, e.Known[i])
-	to.Signature, to.Host, to.Weight = append(to.Signature, e.Signature[i]), append(to.Host, e.Host[i]), append(to.Weight, e.Weight[i])
+// judgeOn notes under metrics with the prefix what a model of the other examples makes of those held out.
+func judgeOn(ctx context.Context, e failure.Examples, heldOut func(int) bool, c failure.Config, h *registry.Header, prefix string) {
+	first, held := failure.Examples{Features: e.Features}, failure.Examples{}
+	for i := range e.X {
+		to := &first
+		if heldOut(i) {
+			to = &held
+		}
+		to.X, to.Failure, to.Known = append(to.X, e.X[i]), append(to.Failure, e.Failure[i]), append(to.Known, e.Known[i])
+		to.Signature, to.Host, to.Weight = append(to.Signature, e.Signature[i]), append(to.Host, e.Host[i]), append(to.Weight, e.Weight[i])
+	}
+	m, err := failure.Train(ctx, first, c)
+	if err != nil {
+		h.Metrics[prefix+"held_out_rows"] = 0 // too few to part
+		return
+	}
+	judgeFailures(m, held, h, prefix)
 }
 
-func judgeFailures(m *failure.Model, e failure.Examples, h *registry.Header) {
-	h.Metrics["held_out_rows"] = float64(len(e.X))
+// knownAt are the examples with what was known of those before the cut at that instant.
+func (g *gathering) knownAt(cut time.Time) failure.Examples {
+	e := g.Examples
+	e.Failure, e.Known = slices.Clone(e.Failure), slices.Clone(e.Known)
+	for i, at := range g.at {
+		left := cut.Sub(at).Seconds()
+		if left <= 0 {
+			continue
+		}
+		e.Known[i] = min(e.Known[i], left)
+		if e.Failure[i] > left {
+			e.Failure[i] = math.Inf(1)
+		}
+	}
+	return e
+}
+
+func judgeFailures(m *failure.Model, e failure.Examples, h *registry.Header, prefix string) {
+	h.Metrics[prefix+"held_out_rows"] = float64(len(e.X))
 	p := make([]float64, len(m.Horizons()))
 	for k, horizon := range m.Horizons() {
-		var scores []float64
+		var scores, weights []float64
 		var labels []bool
 		var c drift.Calibration
 		for i, x := range e.X {
@@ -120,16 +142,13 @@ func judgeFailures(m *failure.Model, e failure.Examples, h *registry.Header) {
 			}
 			m.Failure(p, x)
 			came := e.Failure[i] <= horizon.Seconds()
-			scores, labels = append(scores, p[k]), append(labels, came)
-			c.Add(p[k], came)
+			scores, labels, weights = append(scores, p[k]), append(labels, came), append(weights, e.Weight[i])
+			c.Add(p[k], came, e.Weight[i])
 		}
-		name := fmt.Sprintf("_%ds", int(horizon.Seconds()))
-		if v, err := metrics.AUCPR(scores, labels); err == nil {
-			h.Metrics["auc_pr"+name] = v
-			h.Metrics["calibration_error"+name] = c.Error()
-		}
-		if v, err := metrics.AUCROC(scores, labels); err == nil {
-			h.Metrics["auc_roc"+name] = v
+		if pr, roc, err := metrics.WeightedAUC(scores, labels, weights); err == nil {
+			name := fmt.Sprintf("_%ds", int(horizon.Seconds()))
+			h.Metrics[prefix+"auc_pr"+name], h.Metrics[prefix+"auc_roc"+name] = pr, roc
+			h.Metrics[prefix+"calibration_error"+name] = c.Error()
 		}
 	}
 	right, wrong := 0.0, 0.0
@@ -139,18 +158,18 @@ func judgeFailures(m *failure.Model, e failure.Examples, h *registry.Header) {
 			continue
 		}
 		if m.Signatures()[m.Signature(dst, x)] == e.Signature[i] {
-			right++
+			right += e.Weight[i]
 		} else {
-			wrong++
+			wrong += e.Weight[i]
 		}
 	}
 	if right+wrong > 0 {
-		h.Metrics["signature_right"] = right / (right + wrong)
+		h.Metrics[prefix+"signature_right"] = right / (right + wrong)
 	}
 }
 
 // examples makes them from what a spec names.
-func examples(ctx context.Context, s Spec, h *registry.Header, progress Progress) (*failure.Examples, error) {
+func examples(ctx context.Context, s Spec, h *registry.Header, progress Progress) (*gathering, error) {
 	if s.CSV != "" {
 		t, err := table.Read(s.CSV, s.Label)
 		if err != nil {
@@ -159,7 +178,7 @@ func examples(ctx context.Context, s Spec, h *registry.Header, progress Progress
 		if h.Source == "" {
 			h.Source = "the table " + filepath.Base(s.CSV)
 		}
-		return ofRows(t), nil
+		return &gathering{Examples: ofRows(t)}, nil
 	}
 	if s.Influx == nil && exists(filepath.Join(s.Directory, "series.csv")) {
 		return nil, errors.New("a directory of series has no failures of hosts; it is for anomaly models")
@@ -185,25 +204,22 @@ func examples(ctx context.Context, s Spec, h *registry.Header, progress Progress
 		h.Source = src.String()
 	}
 	h.StepSeconds = src.Step().Seconds()
-	e := &failure.Examples{Features: feature.Names()}
+	g := newGathering(mostExamples)
 	for i, host := range hosts {
-		if err := ofHost(ctx, src, host.ID, incidents[host.ID], e, h); err != nil {
+		if err := g.host(ctx, src, host.ID, incidents[host.ID], h); err != nil {
 			return nil, err
-		}
-		if len(e.X) > mostExamples {
-			return nil, unfit("more than %d examples: take a shorter range or fewer hosts", mostExamples)
 		}
 		progress("reading", 0.4*float64(i+1)/float64(len(hosts)))
 	}
-	if len(e.X) == 0 {
+	if len(g.X) == 0 {
 		return nil, unfit("no host has samples enough in that range")
 	}
-	return e, nil
+	return g, nil
 }
 
 // ofRows takes each row of a table for an example that stands alone.
-func ofRows(t table.Table) *failure.Examples {
-	e := &failure.Examples{Features: t.Columns, X: t.Rows}
+func ofRows(t table.Table) failure.Examples {
+	e := failure.Examples{Features: t.Columns, X: t.Rows}
 	for i, fails := range t.Labels {
 		f, sig := math.Inf(1), failure.Sound
 		if fails {
@@ -216,12 +232,65 @@ func ofRows(t table.Table) *failure.Examples {
 	return e
 }
 
-// ofHost adds the examples of a host.
-func ofHost(ctx context.Context, src history.Source, id fleet.HostID, incidents []fleet.Incident, e *failure.Examples, h *registry.Header) error {
+// group parts examples by how much there is to learn from each.
+type group int
+
+const (
+	quiet   group = iota // nothing is wrong, and nothing comes within the hour
+	faulty               // a fault can be seen
+	failing              // the host fails within the hour, or does
+	groups
+)
+
+// gathering is the examples of a fleet, however large. Of each group it holds a share of most at
+// most: where more come, every second one of the group goes, and those that stay, and those that
+// come later, count for two.
+type gathering struct {
+	failure.Examples
+	most  int
+	group []group     // of each example
+	at    []time.Time // of each example
+	every [groups]int // one in so many instants of a group is taken
+	seen  [groups]int // instants
+	held  [groups]int // examples
+}
+
+func newGathering(most int) *gathering {
+	return &gathering{Examples: failure.Examples{Features: feature.Names()}, most: most, every: [groups]int{1, 1, 1}}
+}
+
+// wanted tells whether the next instant of a group is an example.
+func (g *gathering) wanted(of group) bool {
+	g.seen[of]++
+	return g.seen[of]%g.every[of] == 0
+}
+
+// thin drops every second example of a group.
+func (g *gathering) thin(of group) {
+	kept, n := 0, 0
+	for i, in := range g.group {
+		weight := g.Weight[i]
+		if in == of {
+			weight *= 2
+			if n++; n%2 == 1 {
+				continue
+			}
+		}
+		g.X[kept], g.Signature[kept], g.Host[kept], g.Weight[kept] = g.X[i], g.Signature[i], g.Host[i], weight
+		g.Failure[kept], g.Known[kept], g.group[kept], g.at[kept] = g.Failure[i], g.Known[i], in, g.at[i]
+		kept++
+	}
+	clear(g.X[kept:]) // let go of the rows
+	g.X, g.Signature, g.Host, g.Weight = g.X[:kept], g.Signature[:kept], g.Host[:kept], g.Weight[:kept]
+	g.Failure, g.Known, g.group, g.at = g.Failure[:kept], g.Known[:kept], g.group[:kept], g.at[:kept]
+	g.held[of], g.every[of] = n/2, 2*g.every[of]
+}
+
+// host adds the examples of a host, none of which there may be yet.
+func (g *gathering) host(ctx context.Context, src history.Source, id fleet.HostID, incidents []fleet.Incident, h *registry.Header) error {
 	x := feature.New()
 	var next, end time.Time
 	samples := 0
-	var times []time.Time
 	for s, err := range src.Samples(ctx, id) {
 		if err != nil {
 			return err
@@ -230,30 +299,36 @@ func ofHost(ctx context.Context, src history.Source, id fleet.HostID, incidents 
 		end = s.Time
 		samples++
 		h.From, h.To = earliest(h.From, s.Time), latest(h.To, s.Time)
-		sig, loud := state(incidents, s.Time)
+		sig, of := state(incidents, s.Time)
 		every := quietEvery
-		if loud {
+		if of != quiet {
 			every = loudEvery
 		}
-		if samples < 10 || s.Time.Before(next) && !(loud && next.Sub(s.Time) > loudEvery) {
+		if samples < 10 || s.Time.Before(next) && !(of != quiet && next.Sub(s.Time) > loudEvery) {
 			continue
 		}
 		next = s.Time.Add(every)
+		if !g.wanted(of) {
+			continue
+		}
 		v := make([]float64, feature.Size)
 		x.Vector(v)
-		e.X, e.Signature, e.Host = append(e.X, v), append(e.Signature, sig), append(e.Host, string(id))
-		e.Weight = append(e.Weight, every.Seconds()/loudEvery.Seconds())
-		times = append(times, s.Time)
+		g.X, g.Signature, g.Host = append(g.X, v), append(g.Signature, sig), append(g.Host, string(id))
+		g.Weight = append(g.Weight, float64(g.every[of])*every.Seconds()/loudEvery.Seconds())
+		g.Failure, g.Known = append(g.Failure, 0), append(g.Known, 0) // below
+		g.group, g.at = append(g.group, of), append(g.at, s.Time)
+		if g.held[of]++; g.held[of] > g.most/int(groups) {
+			g.thin(of)
+		}
 	}
-	for _, at := range times {
-		f, known := ahead(incidents, at, end)
-		e.Failure, e.Known = append(e.Failure, f), append(e.Known, known)
+	for i := len(g.X) - 1; i >= 0 && g.Host[i] == string(id); i-- {
+		g.Failure[i], g.Known[i] = ahead(incidents, g.at[i], end)
 	}
 	return nil
 }
 
-// state is the signature that can be seen at an instant, and whether a failure or a fault is near.
-func state(incidents []fleet.Incident, at time.Time) (signature string, near bool) {
+// state is the signature that can be seen at an instant, and the group of its example.
+func state(incidents []fleet.Incident, at time.Time) (signature string, of group) {
 	signature = failure.Sound
 	for _, i := range incidents {
 		seen := i.Seen
@@ -263,14 +338,14 @@ func state(incidents []fleet.Incident, at time.Time) (signature string, near boo
 				seen = i.From.Add(-before)
 			}
 		}
-		if !at.Before(seen) && !at.After(i.To) {
-			return string(i.Signature), true
+		if i.Failed && !at.After(i.To) && i.From.Sub(at) < time.Hour {
+			of = failing
 		}
-		if i.Failed && at.Before(i.From) && i.From.Sub(at) < time.Hour {
-			near = true
+		if !at.Before(seen) && !at.After(i.To) {
+			return string(i.Signature), max(of, faulty)
 		}
 	}
-	return signature, near
+	return signature, of
 }
 
 // ahead is how many seconds it takes from an instant until the host fails, and for how many

@@ -266,16 +266,16 @@ type Calibration struct {
 	n, predicted, came [bins]float64
 }
 
-// Add takes a probability and whether what it is of came.
-func (c *Calibration) Add(p float64, came bool) {
+// Add takes a probability and whether what it is of came, which stands for as many as weight.
+func (c *Calibration) Add(p float64, came bool, weight float64) {
 	if math.IsNaN(p) {
 		return
 	}
 	b := min(bins-1, int(max(0, min(1, p))*bins))
-	c.n[b]++
-	c.predicted[b] += p
+	c.n[b] += weight
+	c.predicted[b] += weight * p
 	if came {
-		c.came[b]++
+		c.came[b] += weight
 	}
 }
 

@@ -99,8 +99,19 @@ func TestCalibration(t *testing.T) {
 	var good, bad Calibration
 	for range 20_000 {
 		p := r.Float64()
-		good.Add(p, r.Float64() < p)
-		bad.Add(p, r.Float64() < p*p*p)
+		good.Add(p, r.Float64() < p, 1)
+		bad.Add(p, r.Float64() < p*p*p, 1)
+	}
+	var weighed, repeated Calibration
+	for i := range 100 {
+		p, came, n := r.Float64(), i%3 == 0, 1+i%5
+		weighed.Add(p, came, float64(n))
+		for range n {
+			repeated.Add(p, came, 1)
+		}
+	}
+	if math.Abs(weighed.Error()-repeated.Error()) > 1e-12 {
+		t.Errorf("by weights %v, repeated %v", weighed.Error(), repeated.Error())
 	}
 	if good.Error() > 0.02 || bad.Error() < 0.15 {
 		t.Errorf("true probabilities %.3f, false ones %.3f", good.Error(), bad.Error())

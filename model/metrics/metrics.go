@@ -180,8 +180,8 @@ func buffer(seq []span, i, window int) float64 {
 }
 
 // ranked calls each with the counts of true and false positives at each distinct score
-// as threshold, from the highest down.
-func ranked(scores []float64, labels []bool, each func(tp, fp, score float64)) (positive float64) {
+// as threshold, from the highest down. Where there are weights, a sample counts as that many.
+func ranked(scores []float64, labels []bool, weights []float64, each func(tp, fp, score float64)) (positive float64) {
 	order := make([]int, len(scores))
 	for i := range order {
 		order[i] = i
@@ -189,10 +189,14 @@ func ranked(scores []float64, labels []bool, each func(tp, fp, score float64)) (
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(scores[b], scores[a]) })
 	var tp, fp float64
 	for i, at := range order {
+		w := 1.0
+		if weights != nil {
+			w = weights[at]
+		}
 		if labels[at] {
-			tp++
+			tp += w
 		} else {
-			fp++
+			fp += w
 		}
 		if i+1 == len(order) || scores[order[i+1]] != scores[at] {
 			each(tp, fp, scores[at])
@@ -204,29 +208,33 @@ func ranked(scores []float64, labels []bool, each func(tp, fp, score float64)) (
 // AUCPR is the average precision: the mean of the precision over the recall, without
 // interpolation.
 func AUCPR(scores []float64, labels []bool) (float64, error) {
-	if err := check(scores, labels); err != nil {
-		return 0, err
-	}
-	area, last := 0.0, 0.0
-	positive := ranked(scores, labels, func(tp, fp, _ float64) {
-		area += (tp - last) * tp / (tp + fp)
-		last = tp
-	})
-	return area / positive, nil
+	pr, _, err := WeightedAUC(scores, labels, nil)
+	return pr, err
 }
 
 // AUCROC is the probability that an anomalous sample scores higher than another, ties
 // counting half.
 func AUCROC(scores []float64, labels []bool) (float64, error) {
+	_, roc, err := WeightedAUC(scores, labels, nil)
+	return roc, err
+}
+
+// WeightedAUC is [AUCPR] and [AUCROC] where each sample stands for as many as its weight, over 0,
+// says; nil is one each.
+func WeightedAUC(scores []float64, labels []bool, weights []float64) (pr, roc float64, err error) {
 	if err := check(scores, labels); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	area, lastTP, lastFP := 0.0, 0.0, 0.0
-	positive := ranked(scores, labels, func(tp, fp, _ float64) {
-		area += (fp - lastFP) * (tp + lastTP) / 2
+	if weights != nil && len(weights) != len(scores) {
+		return 0, 0, fmt.Errorf("%d scores have %d weights", len(scores), len(weights))
+	}
+	var lastTP, lastFP float64
+	positive := ranked(scores, labels, weights, func(tp, fp, _ float64) {
+		pr += (tp - lastTP) * tp / (tp + fp)
+		roc += (fp - lastFP) * (tp + lastTP) / 2
 		lastTP, lastFP = tp, fp
 	})
-	return area / (positive * (float64(len(scores)) - positive)), nil
+	return pr / positive, roc / (positive * lastFP), nil
 }
 
 // BestF1 is the F1 of samples at the threshold that is best for it, and that threshold: a
@@ -241,7 +249,7 @@ func BestF1(scores []float64, labels []bool) (f1, threshold float64, err error) 
 			positive++
 		}
 	}
-	ranked(scores, labels, func(tp, fp, score float64) {
+	ranked(scores, labels, nil, func(tp, fp, score float64) {
 		if f := 2 * tp / (tp + fp + positive); f > f1 {
 			f1, threshold = f, score
 		}

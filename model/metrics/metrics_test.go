@@ -183,3 +183,29 @@ func TestAffiliationByHand(t *testing.T) {
 		t.Errorf("one of two events: %v, %v", precision, recall)
 	}
 }
+
+// A weight counts as that many samples.
+func TestWeights(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var scores, weights, repeated []float64
+	var labels, again []bool
+	for i := range 200 {
+		score, label, n := math.Floor(10*r.Float64()), i%4 == 0, 1+r.IntN(5)
+		scores, labels, weights = append(scores, score), append(labels, label), append(weights, float64(n))
+		for range n {
+			repeated, again = append(repeated, score), append(again, label)
+		}
+	}
+	pr, roc, err := WeightedAUC(scores, labels, weights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantPR, _ := AUCPR(repeated, again)
+	wantROC, _ := AUCROC(repeated, again)
+	if math.Abs(pr-wantPR) > 1e-12 || math.Abs(roc-wantROC) > 1e-12 {
+		t.Errorf("by weights %v and %v, repeated %v and %v", pr, roc, wantPR, wantROC)
+	}
+	if _, _, err := WeightedAUC(scores, labels, weights[1:]); err == nil {
+		t.Error("a weight too few is accepted")
+	}
+}
