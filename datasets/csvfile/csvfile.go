@@ -11,8 +11,8 @@ import (
 	"io"
 )
 
-// mostLine bounds a line, in bytes, before it is in memory.
-const mostLine = 4 << 20
+// mostRow bounds a row, in bytes, before it is in memory.
+const mostRow = 4 << 20
 
 // New returns a reader of the text, which reuses its records. Errors of it, and of the reader,
 // are for [Reason].
@@ -47,21 +47,33 @@ func Reason(err error) error {
 	return err
 }
 
-// limited refuses lines that are longer than any sane one.
+// limited refuses rows that are longer than any sane one. One goes over an end of a line
+// within quotation marks.
 type limited struct {
-	r    io.Reader
-	line int // bytes since the last end of a line
+	r      io.Reader
+	row    int // bytes since the last end of a row
+	line   int // ends of lines before it
+	at     int // and up to here
+	quoted bool
 }
 
 func (l *limited) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
 	for _, b := range p[:n] {
-		if b == '\n' {
-			l.line = 0
-			continue
+		switch b {
+		case '"':
+			l.quoted = !l.quoted
+		case '\n':
+			if l.at++; !l.quoted {
+				l.row, l.line = 0, l.at
+			}
 		}
-		if l.line++; l.line > mostLine {
-			return 0, fmt.Errorf("a line of more than %d MiB: no table has so many columns", mostLine>>20)
+		if l.row++; l.row > mostRow {
+			why := "no table has so many columns"
+			if l.quoted {
+				why = "a quotation mark is not closed"
+			}
+			return 0, fmt.Errorf("line %d: a row of more than %d MiB: %s", l.line+1, mostRow>>20, why)
 		}
 	}
 	return n, err

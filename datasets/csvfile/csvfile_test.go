@@ -54,7 +54,8 @@ func TestWhatIsWrongIsSaidInWords(t *testing.T) {
 		"no checksum":   {whole[:len(whole)-3], "cut off"},
 		"no gzip":       {whole[:2] + "hello, world", "damaged"},
 		"checksum":      {whole[:len(whole)-8] + "12345678", "damaged"},
-		"a long line":   {strings.Repeat("1,", mostLine), "more than 4 MiB"},
+		"a long line":   {"a\n" + strings.Repeat("1,", mostRow), "line 2: a row of more than 4 MiB: no table"},
+		"an open quote": {"a\n1\n\"" + strings.Repeat("1\n", mostRow), "line 3: a row of more than 4 MiB: a quotation mark is not closed"},
 	} {
 		if _, err := read(c.text); err == nil || !strings.Contains(Reason(err).Error(), c.want) {
 			t.Errorf("%s: %v, not %q", name, err, c.want)

@@ -73,7 +73,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"truncated gzip":            {string(gz[:len(gz)/2]), "the file is cut off"},
 		"gzip of nothing":           {string(gz[:2]), "the file is cut off"},
 		"a million columns":         {wide.String() + "y\n", "columns"},
-		"a line without end":        {"a,y\n" + strings.Repeat("1", 5<<20), "a line of more than"},
+		"a line without end":        {"a,y\n" + strings.Repeat("1", 5<<20), "a row of more than"},
 		"more columns than allowed": {strings.Repeat("c,", 20_000) + "y\n", "20001 columns, at most 10000"},
 	} {
 		_, err := Read(write(t, []byte(c.content)), "y")
