@@ -125,6 +125,21 @@ func read(r io.Reader, label string) (t Table, err error) {
 	return t, nil
 }
 
+// BothLabels returns an error, to be put behind the label's name, unless rows of both labels
+// are there.
+func (t Table) BothLabels() error {
+	for _, l := range t.Labels {
+		if l != t.Labels[0] {
+			return nil
+		}
+	}
+	v := 0
+	if len(t.Labels) > 0 && t.Labels[0] {
+		v = 1
+	}
+	return fmt.Errorf("is %d in all %d rows: there is one class only, and nothing to tell apart; take rows of both", v, len(t.Labels))
+}
+
 // Varies tells whether any column has two values; a missing one counts as one.
 func Varies(rows [][]float64) bool {
 	for _, r := range rows {

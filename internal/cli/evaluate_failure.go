@@ -169,6 +169,9 @@ func (o tableJudging) tables() (train, test gbdt.Data, columns []string, err err
 	if err != nil {
 		return train, test, nil, err
 	}
+	if err := t.BothLabels(); err != nil {
+		return train, test, nil, fmt.Errorf("%s: the label %s %w", o.CSV, o.Label, err)
+	}
 	if !table.Varies(t.Rows) {
 		return train, test, nil, fmt.Errorf("%s: every column but the label is constant: nothing tells its rows apart", o.CSV)
 	}
@@ -179,6 +182,9 @@ func (o tableJudging) tables() (train, test gbdt.Data, columns []string, err err
 	other, err := table.Read(o.Test, o.Label)
 	if err != nil {
 		return train, test, nil, err
+	}
+	if err := other.BothLabels(); err != nil {
+		return train, test, nil, fmt.Errorf("%s: the label %s %w", o.Test, o.Label, err)
 	}
 	if !slices.Equal(t.Columns, other.Columns) {
 		return train, test, nil, fmt.Errorf("%s has other columns than %s: %s", o.Test, o.CSV, firstDifference(other.Columns, t.Columns))
@@ -245,7 +251,7 @@ func (o tableJudging) judge(ctx context.Context, say func(judgedLine)) error {
 		began := bench.CPUTime()
 		predict, trees, err := m.train()
 		if err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			return fmt.Errorf("%s: %s, from %d rows of it: %w", o.CSV, m.name, len(train.X), err)
 		}
 		res := failureResult{Model: m.name, TrainS: (bench.CPUTime() - began).Seconds(), Trees: trees, Train: len(train.X), Test: len(test.X)}
 		p := make([]float64, len(test.X))
@@ -255,7 +261,7 @@ func (o tableJudging) judge(ctx context.Context, say func(judgedLine)) error {
 		}
 		res.RowsPS = float64(scored) / (bench.CPUTime() - began).Seconds()
 		if err := res.judge(p, test.Y); err != nil {
-			return fmt.Errorf("%s: on the %d rows held out: %w", m.name, len(p), err)
+			return fmt.Errorf("%s: %s, on the %d rows held out: %w", cmp.Or(o.Test, o.CSV), m.name, len(p), err)
 		}
 		said := make([]bool, len(p))
 		for i := range p {

@@ -117,7 +117,7 @@ func truncated(t *testing.T, text string) string {
 func TestEvaluateFailureOnBadInput(t *testing.T) {
 	for name, c := range map[string]struct{ csv, want string }{
 		"ten rows":                  {rows(10), "rows are too few"},
-		"one class":                 {strings.ReplaceAll(rows(200), ",1,", ",0,"), "labels are the same"},
+		"one class":                 {strings.ReplaceAll(rows(200), ",1,", ",0,"), "is 0 in all 200 rows: there is one class only"},
 		"text":                      {"a,failed\nx,1\n", "not a number"},
 		"a label that isn't 0 or 1": {strings.Replace(rows(200), ",1,", ",2,", 1), "it must be 0 or 1"},
 		"a million columns":         {"failed" + strings.Repeat(",c", 1_000_000) + "\n", "at most"},
