@@ -41,12 +41,15 @@ type Manifest struct {
 	// Start is before the first sample, Interval the time between two of a host.
 	Start    time.Time `json:"start"`
 	Interval float64   `json:"interval_s"`
-	Series   []string  `json:"series"`
-	Hosts    []Host    `json:"hosts"`
-	Samples  int64     `json:"samples"`
-	Blocks   int       `json:"blocks"`
-	Bytes    int64     `json:"bytes"`
-	Faults   int       `json:"faults"`
+	// Calm is for how many seconds from its first sample on each host is sound at least; 0 where
+	// that is not known.
+	Calm    float64  `json:"calm_s,omitempty"`
+	Series  []string `json:"series"`
+	Hosts   []Host   `json:"hosts"`
+	Samples int64    `json:"samples"`
+	Blocks  int      `json:"blocks"`
+	Bytes   int64    `json:"bytes"`
+	Faults  int      `json:"faults"`
 }
 
 // Host is a host of a directory.

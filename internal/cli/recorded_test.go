@@ -10,7 +10,7 @@ import (
 
 // TestRecordedFaultsAreForeseen runs what serve does over the recorded faults.
 func TestRecordedFaultsAreForeseen(t *testing.T) {
-	out, err := run(t, "replay", "--data", "../../datasets/recorded", "--config", file(t, "model: {learn: 40s}\n"), "--json")
+	out, err := run(t, "replay", "--data", "../../datasets/recorded", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}

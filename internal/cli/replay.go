@@ -38,7 +38,8 @@ cost, against what happened. Nothing is done to any host, and the same past give
 The past is a directory of telemetry (--data) or the InfluxDB of the configuration (--influx). What
 happened is what the directory knows itself, and the incidents of --incidents FILE.
 
-Without --model each host is learned from its own begin, as serve does it; --model takes a file, or
+Without --model each host is learned from its own begin, as serve does it, for model.learn of the
+configuration, or half of the time for which a recording says that its hosts were calm; --model takes a file, or
 a version of the control plane's registry (--server), one of each kind at most. The policy is one of
 
   expected  that of serve where a person approves: the least expected VM-seconds of interruption
@@ -184,8 +185,8 @@ func printReplay(out io.Writer, all []control.Replayed, sum control.ReplaySummar
 	if len(actions) == 0 {
 		actions = []string{"none"}
 	}
-	_, err := fmt.Fprintf(out, "%d hosts, %d samples, %s to %s\n%d recommendations (%s), %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead, %d of these by the right signature\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
-		sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), sum.Recommendations, strings.Join(actions, ", "), sum.True, sum.False, sum.FalsePerHostDay,
+	_, err := fmt.Fprintf(out, "%d hosts, %d samples, %s to %s, each learned for %v\n%d recommendations (%s), %d about an incident, %d false (%.3f per host and day)\n%d incidents, %d seen; %d failures, %d foreseen, median %v ahead, %d of these by the right signature\nexpected cost %.0f VM-seconds; the failures cost %.0f\n",
+		sum.Hosts, sum.Samples, sum.From.Format(time.DateTime), sum.To.Format(time.DateTime), seconds(sum.LearnSeconds), sum.Recommendations, strings.Join(actions, ", "), sum.True, sum.False, sum.FalsePerHostDay,
 		sum.Incidents, sum.Seen, sum.Failures, sum.Foreseen, seconds(sum.MedianLeadSeconds), sum.SignatureRight, sum.CostVMSeconds, sum.CrashVMSeconds)
 	return err
 }

@@ -72,6 +72,8 @@ type ReplaySummary struct {
 	Samples int       `json:"samples"`
 	From    time.Time `json:"from"`
 	To      time.Time `json:"to"`
+	// LearnSeconds is for how long each host was only learned, from its first sample on.
+	LearnSeconds float64 `json:"learn_s"`
 	// HostDays is the time from the first sample to the last of each host, of all hosts together.
 	HostDays float64 `json:"host_days"`
 	// Recommendations are all, True those about an incident, False the others.
@@ -151,14 +153,24 @@ func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Replayed) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Host, b.Host)) })
-	sum.Hosts = len(hosts)
+	sum.Hosts, sum.LearnSeconds = len(hosts), r.learn().Seconds()
 	r.judge(out, past.Within(all, sum.From, sum.To.Add(1)), vms, &sum)
 	return out, sum, nil
 }
 
+// learn is how long each host is learned before it is judged: as configured, but not from the fault
+// itself where the past says for how long hosts are sound.
+func (r Replay) learn() time.Duration {
+	learn := r.Config.Model.Learn.D()
+	if calm := r.Source.Calm(); calm > 0 {
+		learn = min(learn, calm/2)
+	}
+	return learn
+}
+
 // host goes over the past of one host.
 func (r Replay) host(ctx context.Context, h past.Host, made *detectors, interval time.Duration, decide replayPolicy, sum *ReplaySummary) ([]Replayed, error) {
-	learn := r.Config.Model.Learn.D()
+	learn := r.learn()
 	p, err := predictor.New(h.ID, predictor.Config{
 		NewDetector: made.new(learn), Model: detectorName,
 		FalseAlarms: r.Config.Model.FalseAlarmsPerMonth, Interval: interval, Horizon: r.Config.Model.Horizon.D(),

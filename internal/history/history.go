@@ -38,6 +38,8 @@ type Source interface {
 	Incidents() ([]fleet.Incident, error)
 	// Step is the time between the samples of a host, 0 where it is not known.
 	Step() time.Duration
+	// Calm is for how long each host is sound from its first sample on, 0 where it is not known.
+	Calm() time.Duration
 	// String names the source for a person.
 	String() string
 	Close() error
@@ -155,6 +157,12 @@ func (d directory) Incidents() ([]fleet.Incident, error) {
 
 func (d directory) Step() time.Duration {
 	return time.Duration(d.set.Manifest.Interval * float64(time.Second))
+}
+func (d directory) Calm() time.Duration {
+	if !d.from.IsZero() { // the first samples may be left out
+		return 0
+	}
+	return time.Duration(d.set.Manifest.Calm * float64(time.Second))
 }
 func (d directory) String() string { return "the telemetry in " + d.path }
 func (d directory) Close() error   { return d.set.Close() }
@@ -303,6 +311,7 @@ func extend(s *fleet.Schema, names []string) *fleet.Schema {
 
 func (d database) Incidents() ([]fleet.Incident, error) { return nil, nil }
 func (d database) Step() time.Duration                  { return d.Window }
+func (d database) Calm() time.Duration                  { return 0 }
 func (d database) String() string {
 	return fmt.Sprintf("InfluxDB %s from %s to %s", d.Bucket, d.From.UTC().Format(time.RFC3339), d.To.UTC().Format(time.RFC3339))
 }

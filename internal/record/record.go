@@ -216,7 +216,7 @@ func Run(ctx context.Context, cfg Config, out string) (telemetry.Manifest, []Fau
 }
 
 func write(runs []*run, cfg Config, start time.Time, out string) (telemetry.Manifest, []Fault, error) {
-	m := telemetry.Manifest{Source: cfg.Source, Start: start, Interval: cfg.Interval.Seconds()}
+	m := telemetry.Manifest{Source: cfg.Source, Start: start, Interval: cfg.Interval.Seconds(), Calm: cfg.Calm.Seconds()}
 	column := make(map[string]int)
 	for _, r := range runs {
 		m.Hosts = append(m.Hosts, telemetry.Host{ID: r.host})
