@@ -142,8 +142,11 @@ func judgeFailures(m *failure.Model, e failure.Examples, h *registry.Header, pre
 			}
 			m.Failure(p, x)
 			came := e.Failure[i] <= horizon.Seconds()
-			scores, labels, weights = append(scores, p[k]), append(labels, came), append(weights, e.Weight[i])
 			c.Add(p[k], came, e.Weight[i])
+			if came && e.Signature[i] == failure.Sound {
+				continue // nothing shows the fault yet, as in 'evaluate horizon'
+			}
+			scores, labels, weights = append(scores, p[k]), append(labels, came), append(weights, e.Weight[i])
 		}
 		if pr, roc, err := metrics.WeightedAUC(scores, labels, weights); err == nil {
 			name := fmt.Sprintf("_%ds", int(horizon.Seconds()))
