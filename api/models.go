@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -102,10 +103,13 @@ type DriftDistance struct {
 	KS     float64 `json:"ks"`
 }
 
-// Training is what is to be trained, on what the control plane has of a range.
+// Training is what is to be trained, on what the control plane has of a range, or on a data set.
 type Training struct {
 	Kind string `json:"kind"`
-	// From and To are the range; zero times mean the last 24 hours.
+	// Dataset names a directory of telemetry under DATA/datasets of the control plane; "" is what
+	// it has stored itself.
+	Dataset string `json:"dataset,omitempty"`
+	// From and To are the range; zero times mean the last 24 hours, or all of a data set.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
 	// StepS is the length in seconds of the windows whose means are learned from; 0 means 60.
@@ -317,6 +321,9 @@ func kind(k string) error {
 	return nil
 }
 
+// datasetName has nothing that a path could be made of.
+var datasetName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
 func (s *Server) train(c echo.Context) error {
 	var t Training
 	if err := decode(c, &t, false); err != nil {
@@ -330,6 +337,10 @@ func (s *Server) train(c echo.Context) error {
 		return invalid("the range from %s to %s is empty or beyond what can be stored", t.From.Format(time.RFC3339), t.To.Format(time.RFC3339))
 	case t.StepS != 0 && !(t.StepS >= 1 && t.StepS <= 3600):
 		return invalid("step_s %v is out of range: 1 to 3600 seconds", t.StepS)
+	case t.Dataset != "" && !datasetName.MatchString(t.Dataset):
+		return invalid("dataset %q is not a name of 1 to 64 letters, digits, '-' and '_'", t.Dataset)
+	case t.Dataset != "" && (t.StepS != 0 || len(t.Hosts) > 0):
+		return invalid("a data set is taken as it is: leave step_s and hosts out")
 	case len(t.Why) > 4096:
 		return invalid("why is %d bytes long, at most 4096 are allowed", len(t.Why))
 	case len(t.Hosts) > 10_000:

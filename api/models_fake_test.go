@@ -78,6 +78,9 @@ func fakeJob(state string) Job {
 func (f *fake) Train(_ context.Context, t Training, who string) (Job, error) {
 	j := fakeJob("queued")
 	j.Kind, j.By, j.Why = t.Kind, who, t.Why
+	if t.Dataset != "" {
+		j.Data = "the data set " + t.Dataset
+	}
 	return j, f.err
 }
 
@@ -123,6 +126,7 @@ func TestModelsJobsAndIncidents(t *testing.T) {
 		{"GET", "/api/v1/models/shadow", "", 200, []any{"comparisons", 0, "alarms_shadow"}, 1.0},
 		{"GET", "/api/v1/models/drift", "", 200, []any{"drift", 0, "worst", 0, "psi"}, 0.3},
 		{"POST", "/api/v1/models/train", `{"kind":"failure","from":"2026-01-01T00:00:00Z","to":"2026-01-02T00:00:00Z","hosts":["h1"]}`, 202, []any{"kind"}, "failure"},
+		{"POST", "/api/v1/models/train", `{"kind":"anomaly","dataset":"fleet-7"}`, 202, []any{"data"}, "the data set fleet-7"},
 		{"GET", "/api/v1/jobs", "", 200, []any{"jobs", 0, "done"}, 0.5},
 		{"GET", "/api/v1/jobs/" + jobID, "", 200, []any{"state"}, "running"},
 		{"POST", "/api/v1/jobs/" + jobID + "/cancel", "", 200, []any{"state"}, "cancelled"},
@@ -140,6 +144,8 @@ func TestModelsJobsAndIncidents(t *testing.T) {
 		{"/models/train", `{"kind":"anomaly","step_s":0.01}`, "step_s"},
 		{"/models/train", `{"kind":"anomaly","from":"2026-01-02T00:00:00Z","to":"2026-01-01T00:00:00Z"}`, "range"},
 		{"/models/train", `{"kind":"anomaly","hosts":["../etc"]}`, "hosts"},
+		{"/models/train", `{"kind":"anomaly","dataset":"../bus"}`, "not a name"},
+		{"/models/train", `{"kind":"anomaly","dataset":"x","hosts":["h1"]}`, "as it is"},
 		{"/models/rollback", `{"kind":""}`, "kind"},
 		{"/models", "", "empty"},
 		{"/models", "nonsense", "not a model"},

@@ -95,6 +95,11 @@ func TestFromTelemetryToAChampion(t *testing.T) {
 			t.Errorf("model %s: %v: %s", kind, err, out)
 		}
 	}
+	for args, want := range map[string]string{"--dataset lab": "no data set", "--dataset ../bus": "not a name", "--hosts ../h1": "hosts", "--dataset lab --step 1s": "as it is"} {
+		if _, err := run(t, append(strings.Fields("train anomaly --submit "+args), server)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("train --submit %s: %v", args, err)
+		}
+	}
 	out, err = run(t, "train", "anomaly", "--submit", "--from", "-2h", server)
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +166,9 @@ func TestTrainingsThatCannotWork(t *testing.T) {
 		{"train anomaly --data b --from soon --out c", "--from"},
 		{"train anomaly --data b --from -1h --to -2h --out c", "--from"},
 		{"train anomaly --data /nonexistent --out c", "manifest.json"},
-		{"train anomaly --submit --csv a.csv", "--submit"},
+		{"train anomaly --submit --csv a.csv", "leave --csv out"},
+		{"train anomaly --submit --memory-mib 64", "leave --memory-mib out"},
+		{"train anomaly --dataset lab --data b --out c", "for --submit"},
 		{"model promote", "one version"},
 		{"model rollback weather", "anomaly or failure"},
 		{"model show nonsense", "nonsense"},

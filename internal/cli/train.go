@@ -30,7 +30,7 @@ func (a *app) train() *cobra.Command {
 		Use: "train", Short: "Train a model into a file, from telemetry or a table",
 		Long: `Train a model into a file. It runs in a process of its own with limited memory, and touches no
 control plane. 'tardigrade model import FILE' hands the file to one; with --submit the control
-plane itself is asked to train on the telemetry that it has.
+plane itself is asked to train, on the telemetry that it has or on a data set (--dataset).
 
 Data come from one of:
 
@@ -145,7 +145,7 @@ func (p *past) database(c config.Config) (*train.Influx, error) {
 
 func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command {
 	var p past
-	var csv, out, incidents string
+	var csv, out, incidents, dataset string
 	var submit, asJSON bool
 	var c client
 	spec := train.Spec{Kind: kind}
@@ -158,10 +158,15 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 				return err
 			}
 			if submit {
-				if p.data != "" || csv != "" || p.influx || out != "" {
-					return usageError{errors.New("--submit asks the control plane to train on its own telemetry: leave --data, --csv, --influx and --out out")}
+				for _, name := range []string{"data", "csv", "influx", "out", "label", "series", "incidents", "seed", "memory-mib", "timeout"} {
+					if cmd.Flags().Changed(name) {
+						return usageError{fmt.Errorf("--submit asks the control plane to train on what it has, in its own way: leave --%s out", name)}
+					}
 				}
-				return submitTraining(cmd, &c, kind, p, asJSON)
+				return submitTraining(cmd, &c, kind, p, dataset, asJSON)
+			}
+			if dataset != "" {
+				return usageError{errors.New("--dataset names one of the control plane's and is for --submit; --data takes any directory")}
 			}
 			spec.Code, spec.CSV, spec.Directory = a.version, csv, p.data
 			if p.influx {
@@ -217,17 +222,29 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 	f.IntVar(&child.MemoryMiB, "memory-mib", 2048, "how much memory the training may have")
 	f.DurationVar(&child.Timeout, "timeout", 6*time.Hour, "how long it may take")
 	f.Uint64Var(&spec.Seed, "seed", 1, "what is drawn at random")
+	f.StringVar(&dataset, "dataset", "", "with --submit: `name` of a directory of telemetry under DATA/datasets of the control plane")
+	f.Lookup("hosts").Usage = "InfluxDB and --submit: these hosts only"
+	f.Lookup("step").Usage = "InfluxDB and --submit: mean over windows of this length; 0s takes every sample"
 	f.BoolVar(&submit, "submit", false, "ask the control plane (--server) to train")
 	f.BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	return cmd
 }
 
-func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, asJSON bool) error {
+func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, dataset string, asJSON bool) error {
 	from, to, err := p.bounds()
 	if err != nil {
 		return err
 	}
-	body := map[string]any{"kind": kind, "step_s": p.step.Seconds()}
+	body := map[string]any{"kind": kind}
+	if dataset != "" {
+		body["dataset"] = dataset
+	}
+	if dataset == "" || cmd.Flags().Changed("step") {
+		body["step_s"] = p.step.Seconds()
+	}
+	if len(p.hosts) > 0 {
+		body["hosts"] = p.hosts
+	}
 	if !from.IsZero() {
 		body["from"] = from
 	}

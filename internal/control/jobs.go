@@ -41,6 +41,9 @@ func (p *Plane) openJobs(ctx context.Context) error {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	p.jobsDir = dir
+	if p.datasets, err = p.dir.Sub("datasets"); err != nil {
+		return err
+	}
 	p.jobs, err = jobs.NewQueue(ctx, jobStore{table}, p.runJob, p.log)
 	return err
 }
@@ -86,6 +89,9 @@ func (p *Plane) CancelJob(ctx context.Context, id, who string) (api.Job, error) 
 
 // Train asks for a training on what is stored of a range.
 func (p *Plane) Train(ctx context.Context, t api.Training, who string) (api.Job, error) {
+	if t.Dataset != "" {
+		return p.trainOnSet(ctx, t, who)
+	}
 	now := time.Now().UTC()
 	if t.To.IsZero() {
 		t.To = now
@@ -103,14 +109,33 @@ func (p *Plane) Train(ctx context.Context, t api.Training, who string) (api.Job,
 	if p.cfg.Influx.URL != "" {
 		where = "InfluxDB " + p.cfg.Influx.Bucket
 	}
-	j, err := p.jobs.Submit(ctx, jobs.Job{
+	return p.submit(ctx, jobs.Job{
 		Kind: registry.Kind(t.Kind), By: who, Why: t.Why, From: t.From.UTC(), To: t.To.UTC(), StepSeconds: t.StepS, Hosts: t.Hosts,
 		Data: fmt.Sprintf("%s from %s to %s", where, t.From.UTC().Format(time.RFC3339), t.To.UTC().Format(time.RFC3339)),
 	})
+}
+
+// trainOnSet asks for a training on a directory of telemetry, with its own truth.
+func (p *Plane) trainOnSet(ctx context.Context, t api.Training, who string) (api.Job, error) {
+	if _, err := os.Stat(filepath.Join(p.datasets, t.Dataset, "manifest.json")); err != nil {
+		return api.Job{}, fmt.Errorf("there is no data set %q: put a directory of telemetry, as 'tardigrade dataset' writes it, at %s: %w", t.Dataset, filepath.Join(p.datasets, t.Dataset), api.ErrInvalid)
+	}
+	data := "the data set " + t.Dataset
+	if !t.From.IsZero() {
+		data += " from " + t.From.UTC().Format(time.RFC3339)
+	}
+	if !t.To.IsZero() {
+		data += " to " + t.To.UTC().Format(time.RFC3339)
+	}
+	return p.submit(ctx, jobs.Job{Kind: registry.Kind(t.Kind), By: who, Why: t.Why, Dataset: t.Dataset, From: t.From.UTC(), To: t.To.UTC(), Data: data})
+}
+
+func (p *Plane) submit(ctx context.Context, want jobs.Job) (api.Job, error) {
+	j, err := p.jobs.Submit(ctx, want)
 	if err != nil {
 		return api.Job{}, jobProblem(err)
 	}
-	return jobView(j), p.audit.Append(ctx, who, "train", j.ID, map[string]any{"kind": j.Kind, "data": j.Data, "why": j.Why})
+	return jobView(j), p.audit.Append(ctx, j.By, "train", j.ID, map[string]any{"kind": j.Kind, "data": j.Data, "why": j.Why})
 }
 
 // runJob trains, and adds the model as a candidate.
@@ -124,7 +149,9 @@ func (p *Plane) runJob(ctx context.Context, j jobs.Job, progress func(string, fl
 	if c := p.roster.of(j.Kind).champion; c != nil {
 		spec.Parent = c.version.ID
 	}
-	if c := p.cfg.Influx; c.URL != "" {
+	if j.Dataset != "" {
+		spec.Directory, spec.From, spec.To, spec.Incidents = filepath.Join(p.datasets, j.Dataset), j.From, j.To, nil
+	} else if c := p.cfg.Influx; c.URL != "" {
 		spec.Influx = &train.Influx{URL: c.URL, Org: c.Org, Bucket: c.Bucket, Token: c.Token, CA: c.CA, From: j.From, To: j.To, StepSeconds: j.StepSeconds, Hosts: j.Hosts}
 	} else {
 		progress("reading the stream", 0)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/datasets/telemetry"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
@@ -206,6 +208,45 @@ func TestATrainingFromTheStream(t *testing.T) {
 		t.Errorf("%+v", j)
 	}
 	w.scoredBy(m.ID)
+}
+
+// A data set that lies in the data directory is trained on in place of what is stored.
+func TestATrainingFromADataSet(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	if _, err := w.plane.Train(t.Context(), api.Training{Kind: "anomaly", Dataset: "lab"}, "ann"); !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), "datasets/lab") {
+		t.Errorf("a data set that there is not: %v", err)
+	}
+	begin := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	set, err := telemetry.Create(filepath.Join(w.plane.datasets, "lab"), telemetry.Manifest{Source: "test", Start: begin, Interval: 60, Series: modelSeries, Hosts: []telemetry.Host{{ID: "h7"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range 600 {
+		if err := set.Append(0, begin.Add(time.Duration(i)*time.Minute), "b", []float64{2 + 0.1*r.NormFloat64(), 0.3 + 0.02*r.NormFloat64()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := set.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	half := begin.Add(5 * time.Hour)
+	j, err := w.plane.Train(t.Context(), api.Training{Kind: "anomaly", Dataset: "lab", To: half}, "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j = await(w, "the end of the training", func() (api.Job, bool) {
+		j, err := w.plane.Job(t.Context(), j.ID)
+		return j, err == nil && !j.Ended.IsZero()
+	})
+	if j.State != "succeeded" || j.By != "ann" {
+		t.Fatalf("%+v", j)
+	}
+	m, err := w.plane.Model(t.Context(), j.Model)
+	if err != nil || m.State != "candidate" || m.Rows < 200 || m.Rows > 300 || m.To.After(half) || !strings.HasPrefix(m.Source, "the data set lab to ") {
+		t.Errorf("%+v, %v", m, err)
+	}
 }
 
 // A training that nobody wants any more is ended with its process, and the next one is done.

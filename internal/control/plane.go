@@ -62,6 +62,7 @@ type Plane struct {
 	reload        chan registry.Kind
 	jobs          *jobs.Queue
 	jobsDir       string
+	datasets      string // directories of telemetry to train on
 	trainer       []string
 	asked         map[string]time.Time // for what a training was asked, by liveModels alone
 	incidents     *bus.Table[fleet.Incident]

@@ -50,6 +50,8 @@ type Job struct {
 	Why string `json:"why,omitempty"`
 	// Data names what it is trained on, as it was asked for.
 	Data string `json:"data"`
+	// Dataset is the name of the data set that it is trained on, "" for what is stored.
+	Dataset string `json:"dataset,omitempty"`
 	// From and To are the range of time, zero where the data have all of it.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
