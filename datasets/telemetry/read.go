@@ -26,6 +26,8 @@ const (
 	mostPayload  = 1 << 28
 	mostManifest = 1 << 28
 	mostLine     = 1 << 20
+	mostVMs      = 10_000 // of a host
+	mostSeconds  = 1e9
 )
 
 // Set is a directory of telemetry, open for reading.
@@ -74,10 +76,25 @@ func (s *Set) open() error {
 	case len(m.Hosts) < 1 || len(m.Hosts) > mostHosts || len(m.Series) < 1 || len(m.Series) > mostSeries:
 		return fmt.Errorf("%s has %d hosts and %d series: 1 to %d and 1 to %d are possible", manifestFile, len(m.Hosts), len(m.Series), mostHosts, mostSeries)
 	}
+	for what, v := range map[string]float64{"interval_s": m.Interval, "calm_s": m.Calm} {
+		if v < 0 || v > mostSeconds {
+			return fmt.Errorf("%s: %s is %v, it must be a number of seconds from 0 to %v", manifestFile, what, v, mostSeconds)
+		}
+	}
 	for i, h := range m.Hosts {
 		if err := h.ID.Validate(); err != nil {
 			return fmt.Errorf("%s: host %d: %w", manifestFile, i, err)
 		}
+		if h.VMs < 0 || h.VMs > mostVMs {
+			return fmt.Errorf("%s: host %s has %d VMs, 0 to %d are possible", manifestFile, h.ID, h.VMs, mostVMs)
+		}
+	}
+	names := make(map[string]bool, len(m.Series))
+	for _, name := range m.Series {
+		if names[name] {
+			return fmt.Errorf("%s: the series %q is there twice", manifestFile, name)
+		}
+		names[name] = true
 	}
 	if s.file, err = os.Open(filepath.Join(s.dir, telemetryFile)); err != nil {
 		return err
@@ -252,6 +269,9 @@ func (d *decoder) row(dst []float64, r int) {
 func (s *Set) Faults(decode func(line []byte) error) error {
 	f, err := os.Open(filepath.Join(s.dir, faultsFile))
 	if errors.Is(err, os.ErrNotExist) {
+		if s.Manifest.Faults > 0 {
+			return fmt.Errorf("telemetry %s: %s is missing, the manifest says that it has %d lines", s.dir, faultsFile, s.Manifest.Faults)
+		}
 		return nil
 	}
 	if err != nil {
@@ -267,7 +287,9 @@ func (s *Set) Faults(decode func(line []byte) error) error {
 			return fmt.Errorf("telemetry %s: %s, line %d: %w", s.dir, faultsFile, n, err)
 		}
 	}
-	if err := lines.Err(); err != nil {
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("telemetry %s: %s, line %d: it is longer than %d MiB", s.dir, faultsFile, n+1, mostLine>>20)
+	} else if err != nil {
 		return fmt.Errorf("telemetry %s: %s: %w", s.dir, faultsFile, err)
 	}
 	if n != s.Manifest.Faults {

@@ -206,14 +206,65 @@ func TestRefuses(t *testing.T) {
 	if err := w.Append(0, start, "", nil); err == nil {
 		t.Error("a sample without values was taken")
 	}
-	for name, manifest := range map[string]string{"no JSON": "{", "another version": `{"version":9}`, "no hosts": `{"version":1,"series":["a"]}`, "a bad host": `{"version":1,"series":["a"],"hosts":[{"id":"a/b"}]}`} {
+	for manifest, want := range map[string]string{
+		"{":                            "unexpected end",
+		`{"version":9}`:                "version 9",
+		`{"version":1,"series":["a"]}`: "0 hosts",
+		`{"version":1,"series":["a"],"hosts":[{"id":"a/b"}]}`:                              "a/b",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":1000000000}]}`:              "h1 has 1000000000 VMs",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":-1}]}`:                      "h1 has -1 VMs",
+		`{"version":1,"series":["a","b","a"],"hosts":[{"id":"h1"}]}`:                       `"a" is there twice`,
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":-60}`:              "interval_s is -60",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":1,"calm_s":1e300}`: "calm_s is 1e+300",
+	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(manifest), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(dir); err == nil {
-			t.Errorf("%s was opened", name)
+		if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", manifest, err)
 		}
+	}
+}
+
+// The truth that a manifest speaks of must be there.
+func TestMissingFaultsAreFound(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	w, err := Create(dir, Manifest{Series: []string{"a"}, Hosts: []Host{{ID: "h1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Append(0, start, "", []float64{1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Close([]any{map[string]int{"id": 1}}); err != nil {
+		t.Fatal(err)
+	}
+	faults := func(text string) error {
+		t.Helper()
+		path := filepath.Join(dir, faultsFile)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if text == "" {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer set.Close()
+		return set.Faults(func([]byte) error { return nil })
+	}
+	for text, want := range map[string]string{"": "is missing", "{}\n{}\n": "2 lines", strings.Repeat("x", mostLine+1): "line 1: it is longer"} {
+		if err := faults(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.10q: %v", text, err)
+		}
+	}
+	if err := faults("{}\n"); err != nil {
+		t.Error(err)
 	}
 }
 

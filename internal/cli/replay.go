@@ -67,8 +67,8 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 			if (p.data == "") == !p.influx {
 				return usageError{errors.New("name the past, one of --data DIR and --influx")}
 			}
-			if r.VMs < 1 || r.VMs > 1_000_000 {
-				return usageError{fmt.Errorf("--vms %d is out of range: 1 to 1000000", r.VMs)}
+			if r.VMs < 1 || r.VMs > 10_000 {
+				return usageError{fmt.Errorf("--vms %d is out of range: 1 to 10000", r.VMs)}
 			}
 			if p.influx {
 				db, err := p.database(r.Config)
