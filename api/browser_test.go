@@ -243,6 +243,21 @@ func TestDashboard(t *testing.T) {
 		p.gone("#host-dialog")
 		p.sees("#executions", "hand-over on "+simHost)
 	})
+	t.Run("a shadow is compared", func(t *testing.T) {
+		s := newSite(t)
+		p := open(t, b, s)
+		defer p.close()
+		p.sees("#models h3", modelID)
+		p.sees("#models td", "-0.100")
+		p.sees("#models p", "too early")
+		p.gone("#models .badge.open")
+		func() {
+			defer s.fake.lock()()
+			s.fake.promotable = true
+		}()
+		s.fake.emit("model", modelID, fakeModel("shadow"))
+		p.sees("#models .badge.open", "to promote")
+	})
 	t.Run("sign in", func(t *testing.T) {
 		s := newSite(t, withTokens)
 		p := open(t, b, s)

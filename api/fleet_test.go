@@ -16,6 +16,7 @@ import (
 // fake is a Fleet in memory: two simulated hosts, of which one has not sent
 // anything yet, and a real one that is busy.
 type fake struct {
+	promotable bool // the shadow
 	mu        sync.Mutex
 	hosts     []HostView
 	recs      []fleet.Recommendation

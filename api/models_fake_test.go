@@ -64,7 +64,8 @@ func (f *fake) RollbackModel(_ context.Context, kind, who, note string) (Model, 
 }
 
 func (f *fake) Comparisons(context.Context) ([]Comparison, error) {
-	return []Comparison{{Shadow: modelID, Since: epoch, Hosts: 3, Samples: 1000, MeanChampion: 0.5, MeanShadow: 0.4, MeanDifference: -0.1, MeanAbsolute: 0.2, AlarmsChampion: 3, AlarmsShadow: 1, Why: "too early"}}, f.err
+	defer f.lock()()
+	return []Comparison{{Shadow: modelID, Promotable: f.promotable, Since: epoch, Hosts: 3, Samples: 1000, MeanChampion: 0.5, MeanShadow: 0.4, MeanDifference: -0.1, MeanAbsolute: 0.2, AlarmsChampion: 3, AlarmsShadow: 1, Why: "too early"}}, f.err
 }
 
 func (f *fake) Drifts(context.Context) ([]Drift, error) {

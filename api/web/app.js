@@ -2,7 +2,7 @@
 import { count, cut, events, guests, line, matches, percent, quantity, ranked, span } from "./format.js";
 import { $, el, keep, name, put, svg } from "./dom.js";
 
-const state = { hosts: new Map(), recommendations: new Map(), executions: new Map(), freezes: new Map(), scores: new Map() };
+const state = { hosts: new Map(), recommendations: new Map(), executions: new Map(), freezes: new Map(), scores: new Map(), models: [] };
 const shown = { hosts: 200, records: 15, kept: 200, scores: 120 };
 
 // Talking to the server.
@@ -159,6 +159,30 @@ function execution(e) {
     e.bundle || stoppable(e) ? el("div", { class: "row" },
       e.bundle ? el("button", { type: "button", "data-focus": "bundle", "aria-label": `Download the diagnostics of ${e.host}`, click: () => download(e.id) }, "Diagnostics") : null,
       stoppable(e) ? el("button", { type: "button", "data-focus": "stop", "aria-label": `Stop ${e.action} on ${e.host}`, click: () => stop(e) }, "Stop") : null) : null);
+}
+
+// champion is a model in use, with how far live data have moved from what it was trained on.
+function champion(m, drift) {
+  const bad = drift?.drifted;
+  const moved = drift && !drift.ready ? `${count(drift.samples, "sample")} so far, too few to tell whether it drifts` : drift ? `${drift.shifted} of ${drift.series} series have shifted since it was trained` : "";
+  return el("article", { class: "card " + (bad ? "failing" : "healthy"), "aria-label": `champion ${m.id}` },
+    el("h3", {}, name(cut(m.id, 100)), badge("champion", "healthy"), bad ? badge("drifted", "failing") : null, clock(m.since)),
+    el("p", {}, bad ? cut(drift.why) : moved),
+    el("p", { class: "dim" }, `trained on ${cut(m.source, 200)}`));
+}
+
+// shadow is a model that scores beside what is in use, and what it says otherwise.
+function shadow(c) {
+  const row = (what, ...values) => el("tr", {}, el("th", { scope: "row" }, what), values.map((v) => el("td", { class: "n" }, v)));
+  return el("article", { class: "card " + (c.promotable ? "open" : ""), "aria-label": `shadow ${c.shadow}` },
+    el("h3", {}, name(cut(c.shadow, 100)), badge("shadow"), c.promotable ? badge("to promote", "open") : null, clock(c.since)),
+    el("p", {}, `beside ${c.champion ? cut(c.champion, 100) : "what each host has taught"}, ${count(c.samples, "sample")} of ${count(c.hosts, "host")}`),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "comparison" }, el("table", {},
+      el("thead", {}, el("tr", {}, ["", "In use", "Shadow", "Difference"].map((t) => el("th", { scope: "col" }, t)))),
+      el("tbody", {},
+        row("Mean score", c.mean_champion.toFixed(3), c.mean_shadow.toFixed(3), c.mean_difference.toFixed(3)),
+        row("Alarms", c.alarms_champion, c.alarms_shadow, c.alarms_shadow - c.alarms_champion)))),
+    el("p", { class: "dim" }, cut(c.why)));
 }
 
 async function download(id) {
@@ -337,6 +361,8 @@ function draw() {
   if (opened) drawHost();
   keep($("frozen"), [...state.freezes.values()].filter((f) => !f.until || new Date(f.until) > new Date()), (f) => f.id, frozen);
   $("frozen-section").hidden = !$("frozen").firstElementChild;
+  keep($("models"), state.models, (m) => (m.shadow ? "shadow " + m.shadow : m.model.id), (m) => (m.shadow ? shadow(m) : champion(m.model, m.drift)));
+  $("models-section").hidden = !state.models.length;
   const figures = [["hosts", all.length, ""], ["failing", all.filter((h) => h.prediction?.anomalous).length, "failing"],
     ["learning", all.filter((h) => h.prediction?.state === "learning").length, ""], ["to decide", waiting.length, "open"], ["under way", runs.filter((e) => !final.includes(e.state)).length, "open"]];
   keep($("summary"), figures, (f) => f[0], ([what, n, kind]) => el("div", { class: n ? kind : "" }, el("dt", {}, what), el("dd", {}, n)));
@@ -370,6 +396,9 @@ function update(kind, data) {
   } else if (kind === "freeze") {
     readFreezes().catch((problem) => notice(problem.message)); // it may have been lifted
     return;
+  } else if (kind === "model" || kind === "drift") {
+    readModels().catch((problem) => notice(problem.message));
+    return;
   }
   drawSoon();
 }
@@ -379,10 +408,19 @@ async function readFreezes() {
   drawSoon();
 }
 
+async function readModels() {
+  const [{ models }, { comparisons }, { drift }] = await Promise.all(["", "/shadow", "/drift"].map((p) => json("/api/v1/models" + p)));
+  const inUse = models.filter((m) => m.state === "champion").map((model) => ({ model, drift: drift.find((d) => d.model === model.id) }));
+  state.models = [...comparisons, ...inUse];
+  drawSoon();
+}
+setInterval(() => document.hidden || !state.models.length || readModels().catch(() => {}), 30_000); // a lost connection is said already
+
 async function read() {
   const kinds = ["hosts", "recommendations", "executions", "freezes"];
   const lists = await Promise.all(kinds.map((k) => json("/api/v1/" + k)));
   kinds.forEach((k, i) => (state[k] = new Map(lists[i][k].map((x) => [x.id, x]))));
+  await readModels();
   draw();
 }
 
