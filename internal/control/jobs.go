@@ -286,12 +286,18 @@ func (p *Plane) driftLimits() (l drift.Limits, window time.Duration) {
 }
 
 func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
-	if p.cfg.Model.Promote == "rule" {
-		for _, c := range p.roster.comparisons() {
-			if ok, why := p.rule().Allows(c, now); ok {
-				if _, err := p.PromoteModel(ctx, c.Shadow, api.Promotion{Note: why, From: string(registry.Shadow)}, "rule"); err != nil {
-					p.log.Warn("a shadow was not promoted", "model", c.Shadow, "err", err)
-				}
+	for _, c := range p.roster.comparisons() {
+		ok, why := p.rule().Allows(c, now)
+		switch key := "promote " + c.Shadow + " " + c.Champion; {
+		case !ok:
+		case p.cfg.Model.Promote != "rule":
+			if _, said := p.asked[key]; !said {
+				p.asked[key] = now
+				p.log.Info("a shadow can be promoted: 'tardigrade model promote "+c.Shadow+"' (or set model.promote to rule)", "model", c.Shadow, "champion", c.Champion, "mean_difference", c.MeanDifference, "why", why)
+			}
+		default:
+			if _, err := p.PromoteModel(ctx, c.Shadow, api.Promotion{Note: why, From: string(registry.Shadow)}, "rule"); err != nil {
+				p.log.Warn("a shadow was not promoted", "model", c.Shadow, "err", err)
 			}
 		}
 	}

@@ -210,9 +210,50 @@ func TestATrainingFromTheStream(t *testing.T) {
 	w.scoredBy(m.ID)
 }
 
+// A shadow becomes champion by the rule where that is configured, and by a person elsewhere.
+func TestAShadowIsPromotedByTheRule(t *testing.T) {
+	for _, mode := range []string{"manual", "rule"} {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			w.lively()
+			w.cfg.Model.Promote, w.cfg.Model.PromoteSamples = mode, 20
+			w.up()
+			w.learned()
+			a, b := w.imports(trained(t, modelSeries, 2)), w.imports(trained(t, modelSeries, 2.01))
+			w.promoted(a.ID, true)
+			w.scoredBy(a.ID)
+			w.promoted(b.ID, false)
+			await(w, "the shadow has scored enough", func() (any, bool) {
+				all, _ := w.plane.Comparisons(t.Context())
+				return nil, len(all) == 1 && all[0].Samples >= 20
+			})
+			state := func() string {
+				t.Helper()
+				m, err := w.plane.Model(t.Context(), b.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return m.State
+			}
+			w.plane.lookAtModels(t.Context(), time.Now().Add(23*time.Hour))
+			if s := state(); s != "shadow" {
+				t.Errorf("before its time it is %s", s)
+			}
+			w.plane.lookAtModels(t.Context(), time.Now().Add(25*time.Hour))
+			if want := map[string]string{"manual": "shadow", "rule": "champion"}[mode]; state() != want {
+				t.Errorf("it is %s, not %s", state(), want)
+			}
+			if m, _ := w.plane.Model(t.Context(), b.ID); mode == "rule" && (m.By != "rule" || !strings.Contains(m.Note, "samples of 1 hosts")) {
+				t.Errorf("promoted by %s: %q", m.By, m.Note)
+			}
+		})
+	}
+}
+
 // A data set that lies in the data directory is trained on in place of what is stored.
 func TestATrainingFromADataSet(t *testing.T) {
 	w := newWorld(t)
+	w.cfg.Model.Promote = "rule"
 	w.up()
 	if _, err := w.plane.Train(t.Context(), api.Training{Kind: "anomaly", Dataset: "lab"}, "ann"); !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), "datasets/lab") {
 		t.Errorf("a data set that there is not: %v", err)
@@ -244,7 +285,7 @@ func TestATrainingFromADataSet(t *testing.T) {
 		t.Fatalf("%+v", j)
 	}
 	m, err := w.plane.Model(t.Context(), j.Model)
-	if err != nil || m.State != "candidate" || m.Rows < 200 || m.Rows > 300 || m.To.After(half) || !strings.HasPrefix(m.Source, "the data set lab to ") {
+	if err != nil || m.State != "shadow" || m.Rows < 200 || m.Rows > 300 || m.To.After(half) || !strings.HasPrefix(m.Source, "the data set lab to ") {
 		t.Errorf("%+v, %v", m, err)
 	}
 }

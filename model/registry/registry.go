@@ -491,9 +491,13 @@ type Rule struct {
 	After   time.Duration
 	Samples int64
 	// AlarmRatio is how many alarms it may have begun for each of the champion's, one more
-	// than none being allowed.
+	// than none being allowed. One that began none where the champion began [blind] or more is left to
+	// a person: it may see nothing at all.
 	AlarmRatio float64
 }
+
+// blind is how many alarms of the champion make a shadow without any suspicious.
+const blind = 3
 
 // Allows says whether the rule promotes a shadow, and why or why not yet.
 func (r Rule) Allows(c Comparison, now time.Time) (bool, string) {
@@ -504,6 +508,8 @@ func (r Rule) Allows(c Comparison, now time.Time) (bool, string) {
 		return false, fmt.Sprintf("%d of %d samples scored in shadow", c.Samples, r.Samples)
 	case float64(c.AlarmsShadow) > r.AlarmRatio*max(float64(c.AlarmsChampion), 1):
 		return false, fmt.Sprintf("%d alarms in shadow, and the champion had %d: at most %.3g for each are allowed", c.AlarmsShadow, c.AlarmsChampion, r.AlarmRatio)
+	case c.AlarmsShadow == 0 && c.AlarmsChampion >= blind:
+		return false, fmt.Sprintf("no alarm in shadow, and the champion had %d: it may see nothing; if these were false, promote it by hand", c.AlarmsChampion)
 	}
 	return true, fmt.Sprintf("%d samples of %d hosts in shadow with %d alarms, where the champion had %d", c.Samples, c.Hosts, c.AlarmsShadow, c.AlarmsChampion)
 }

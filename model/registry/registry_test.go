@@ -353,6 +353,8 @@ func TestRule(t *testing.T) {
 		"too little": {Comparison{Since: day, Samples: 99}, false},
 		"too loud":   {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2, AlarmsShadow: 4}, false},
 		"quiet":      {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2, AlarmsShadow: 3}, true},
+		"blind":      {Comparison{Since: day, Samples: 1000, AlarmsChampion: 3}, false},
+		"quiet days": {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2}, true},
 		"the first":  {Comparison{Since: day, Samples: 1000, AlarmsShadow: 1}, true},
 	} {
 		got, why := rule.Allows(c.Comparison, day.Add(time.Hour))
