@@ -127,7 +127,7 @@ func (c Child) Process(ctx context.Context, order any, files []*os.File, line fu
 	cmd := exec.CommandContext(ctx, c.Program, c.Args...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.ExtraFiles = files
-	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%dMiB", c.MemoryMiB*9/10), "GOMAXPROCS=1", "GOTRACEBACK=none")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%dMiB", collectFrom(c.MemoryMiB)), "GOMAXPROCS=1", "GOTRACEBACK=none")
 	cmd.WaitDelay = 5 * time.Second
 	said := &tail{}
 	cmd.Stderr = said
@@ -158,6 +158,14 @@ func (c Child) Process(ctx context.Context, order any, files []*os.File, line fu
 	}
 	return nil
 }
+
+// arenaMiB is the size of the pieces by which Go's heap grows on 64-bit Linux, all of which
+// counts against the limit.
+const arenaMiB = 64
+
+// collectFrom is the size in MiB from which on Go collects garbage as often as it must, so that a
+// process does not reach its limit while most of its memory is garbage.
+func collectFrom(limitMiB int) int { return max(limitMiB*9/10-arenaMiB, limitMiB/2) }
 
 func onOneThread(f func() error) error {
 	ended := make(chan error, 1)

@@ -372,3 +372,12 @@ func TestAFullQueueSaysSo(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Garbage is collected before the limit of a process is reached, which whole arenas count against.
+func TestGarbageIsCollectedBeforeTheLimit(t *testing.T) {
+	for limit := leastMemory; limit <= 1<<20; limit *= 2 {
+		if from := collectFrom(limit); from < limit/2 || from+arenaMiB > max(limit, 2*arenaMiB) {
+			t.Errorf("of %d MiB garbage is collected from %d on", limit, from)
+		}
+	}
+}
