@@ -4,7 +4,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 go_files = $(shell git ls-files '*.go')
 
-.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c bench-trees pages notebooks clean
+.PHONY: help build run check test e2e crashpoints rig-a rig-b rig-c bench-trees bench-drives pages notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ rig-c: build ## a host in a VM whose kernel the agent resets under its guests
 
 bench-trees: build ## boosted trees against scikit-learn (needs Debian's python3-sklearn)
 	/usr/bin/python3 .ci/compare-trees.py bin/tardigrade
+
+bench-drives: build ## failures of drives against scikit-learn (needs Debian's python3-sklearn)
+	/usr/bin/python3 .ci/compare-drives.py bin/tardigrade ../shared/data/hdd
 
 pages: ## write the pages of the analyses (notebooks-go/pages)
 	go run ./notebooks-go/render
