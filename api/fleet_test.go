@@ -17,22 +17,22 @@ import (
 // anything yet, and a real one that is busy.
 type fake struct {
 	promotable bool // the shadow
-	mu        sync.Mutex
-	hosts     []HostView
-	recs      []fleet.Recommendation
-	execs     []fleet.Execution
-	err       error // what every method answers, where set
-	panics    bool  // of Hosts
-	essential map[string]string
-	degraded  map[string]string
-	points    []Point
-	dead      []DeadLetter
-	frozen    []fleet.Freeze
-	asked     []query       // of Telemetry
-	bundle    io.ReadCloser // what Bundle opens
-	followers map[chan Event]struct{}
-	cutOff    int           // followers that were too slow
-	wait      time.Duration // of a decision
+	mu         sync.Mutex
+	hosts      []HostView
+	recs       []fleet.Recommendation
+	execs      []fleet.Execution
+	err        error // what every method answers, where set
+	panics     bool  // of Hosts
+	essential  map[string]string
+	degraded   map[string]string
+	points     []Point
+	dead       []DeadLetter
+	frozen     []fleet.Freeze
+	asked      []query       // of Telemetry
+	bundle     io.ReadCloser // what Bundle opens
+	followers  map[chan Event]struct{}
+	cutOff     int           // followers that were too slow
+	wait       time.Duration // of a decision
 }
 
 type query struct {
