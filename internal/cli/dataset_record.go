@@ -49,9 +49,14 @@ It needs root, and the packages systemd-container, dbus, e2fsprogs, stress-ng an
 				if !slices.Contains(all, k) {
 					return usageError{fmt.Errorf("--faults: %q is unknown, there are %s", k, strings.Join(all, ", "))}
 				}
+				if slices.Contains(cfg.Kinds, record.Kind(k)) {
+					return usageError{fmt.Errorf("--faults: %q is there twice; --runs says how often each is recorded", k)}
+				}
 				cfg.Kinds = append(cfg.Kinds, record.Kind(k))
 			}
 			switch {
+			case len(cfg.Kinds) == 0:
+				return usageError{errors.New("--faults names none")}
 			case out == "":
 				return usageError{errors.New("--out must name a new directory")}
 			case cfg.Runs < 1 || cfg.Runs > 1000 || cfg.Parallel < 1 || cfg.Parallel > 64:

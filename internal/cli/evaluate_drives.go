@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,7 +66,7 @@ An instant counts if its outcome is known: the drive fails, or is seen working f
 				return usageError{fmt.Errorf("--cutoff %q is not a day such as 2016-01-01", cutoff)}
 			}
 			if load != "" {
-				b, err := os.ReadFile(load)
+				b, err := readModel(load)
 				if err != nil {
 					return err
 				}

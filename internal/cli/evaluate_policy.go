@@ -49,7 +49,7 @@ func (o *modelFlags) trainSeed(judged uint64) uint64 {
 // model trains the failure model, or reads it, and says on out how far it is.
 func (o *modelFlags) model(ctx context.Context, judged uint64, out io.Writer) (*failure.Model, error) {
 	if o.file != "" {
-		data, err := os.ReadFile(o.file)
+		data, err := readModel(o.file)
 		if err == nil {
 			m, err := failure.Unmarshal(data)
 			if err == nil {

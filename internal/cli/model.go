@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -87,7 +86,7 @@ fresh start, stop the control plane and remove its file; to move what was learne
 				return usageError{errors.New("model show needs one file or version")}
 			}
 			out := cmd.OutOrStdout()
-			if data, err := os.ReadFile(args[0]); err == nil {
+			if data, err := readModel(args[0]); err == nil {
 				return showFile(out, args[0], data, asJSON)
 			} else if isFile(args[0]) || !isVersion(args[0]) {
 				return err
@@ -105,7 +104,7 @@ fresh start, stop the control plane and remove its file; to move what was learne
 			if len(args) != 1 {
 				return usageError{errors.New("model import needs one file")}
 			}
-			data, err := os.ReadFile(args[0])
+			data, err := readModel(args[0])
 			if err != nil {
 				return err
 			}

@@ -172,6 +172,12 @@ func TestTrainingsThatCannotWork(t *testing.T) {
 		{"model promote", "one version"},
 		{"model rollback weather", "anomaly or failure"},
 		{"model show nonsense", "nonsense"},
+		{"model show /dev/zero", "larger than 256 MiB"},
+		{"model import /dev/zero", "larger than 256 MiB"},
+		{"train anomaly --data b --out c --incidents /dev/zero", "line of more than 1 MiB"},
+		{"--config /dev/zero train anomaly --data b --out c", "larger than 8 MiB"},
+		{"dataset record --out r --faults cpu-hog,cpu-hog", "twice"},
+		{"dataset record --out r --faults=", "names none"},
 	} {
 		if _, err := run(t, strings.Fields(c.args)...); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.args, err)

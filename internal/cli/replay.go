@@ -99,7 +99,7 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 			}
 			kinds := make(map[registry.Kind]string)
 			for _, m := range models {
-				file, err := os.ReadFile(m)
+				file, err := readModel(m)
 				if errors.Is(err, os.ErrNotExist) && isVersion(m) && !isFile(m) {
 					err = c.do(cmd.Context(), http.MethodGet, "/api/v1/models/"+url.PathEscape(m)+"/file", nil, (*rawFile)(&file))
 				}

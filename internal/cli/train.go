@@ -365,5 +365,24 @@ func readIncidents(path string) ([]fleet.Incident, error) {
 		}
 		out = append(out, i)
 	}
-	return out, lines.Err()
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, fmt.Errorf("%s: there is a line of more than 1 MiB, which is no incident", path)
+	} else if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return out, nil
+}
+
+// readModel reads a model file, unless it is larger than any.
+func readModel(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, registry.MostBytes+1))
+	if err == nil && len(data) > registry.MostBytes {
+		err = fmt.Errorf("%s is larger than %d MiB: it is no model file", path, registry.MostBytes>>20)
+	}
+	return data, err
 }

@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -326,6 +327,9 @@ func Default() Config {
 	}
 }
 
+// maxConfig bounds a configuration file, in bytes.
+const maxConfig = 8 << 20
+
 // Load reads a file over the defaults, and the policy from its own file if there is
 // one. An empty path gives the defaults.
 func Load(path string) (Config, error) {
@@ -333,7 +337,15 @@ func Load(path string) (Config, error) {
 	if path == "" {
 		return c, nil
 	}
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return c, fmt.Errorf("read the configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(data) > maxConfig {
+		err = fmt.Errorf("%s is larger than %d MiB", path, maxConfig>>20)
+	}
 	if err != nil {
 		return c, fmt.Errorf("read the configuration: %w", err)
 	}
