@@ -89,8 +89,8 @@ type Decision struct {
 type Situation struct {
 	Prediction fleet.Prediction
 	Host       fleet.Host
-	// Tried has the actions that were carried out on the host against this signature a
-	// short while ago, and when: the fault is back, so they did not cure it. nil means none.
+	// Tried has the actions that were carried out against this fault a short while ago, and
+	// when: they did not cure it, see [Tried]. nil means none.
 	Tried map[fleet.Action]time.Time
 	// Attempts says how often each was; an action in Tried that is not here was tried once.
 	Attempts map[fleet.Action]int

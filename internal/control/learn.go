@@ -115,20 +115,20 @@ var phaseActions = map[fleet.Phase]fleet.Action{fleet.PhaseRecycle: fleet.Action
 // attempts says what an execution that has ended tried, and against what. All but the last have
 // failed; the last has too, unless the execution succeeded: then it counts as a cure if the
 // fault does not come back within triedFor. What a person stopped does not count.
-func attempts(rec fleet.Recommendation, e fleet.Execution) []attempt {
+func attempts(rec fleet.Recommendation, e fleet.Execution) []predictor.Attempt {
 	if e.State == fleet.ExecutionCancelled {
 		return nil
 	}
-	var out []attempt
+	var out []predictor.Attempt
 	for _, s := range e.Steps {
 		a, ok := phaseActions[s.Phase]
-		if !ok || len(out) > 0 && out[len(out)-1].action == a {
+		if !ok || len(out) > 0 && out[len(out)-1].Action == a {
 			continue
 		}
-		out = append(out, attempt{action: a, signature: rec.Prediction.Signature, culprit: rec.Prediction.Culprit, at: e.Ended, rec: rec.ID, simulated: rec.Simulated, failed: true})
+		out = append(out, predictor.Attempt{Action: a, Signature: rec.Prediction.Signature, Culprit: rec.Prediction.Culprit, At: e.Ended, Recommendation: rec.ID, Simulated: rec.Simulated, Known: true})
 	}
 	if n := len(out); n > 0 && e.State == fleet.ExecutionSucceeded {
-		out[n-1].failed = false
+		out[n-1].Known = false
 	} else if n > 1 && e.CancelledBy != "" {
 		out = out[:n-1] // a person stopped it, which says nothing of what it would have done
 	}
@@ -136,7 +136,7 @@ func attempts(rec fleet.Recommendation, e fleet.Execution) []attempt {
 }
 
 // learn takes the outcome of an attempt, once.
-func (r *recommender) learn(ctx context.Context, a attempt, cured bool) {
+func (r *recommender) learn(ctx context.Context, a predictor.Attempt, cured bool) {
 	outcome, b := "failed", predictor.Beta{Failed: 1}
 	if cured {
 		outcome, b = "cured", predictor.Beta{Cured: 1}
@@ -147,18 +147,18 @@ func (r *recommender) learn(ctx context.Context, a attempt, cured bool) {
 	// The outcome goes into the recommendation first: after a crash in between it is not counted, which
 	// is better than twice.
 	first := false
-	_, err := r.table.Change(ctx, a.rec, func(rec *fleet.Recommendation) error {
-		first = !learned(rec.Outcomes, a.action)
+	_, err := r.table.Change(ctx, a.Recommendation, func(rec *fleet.Recommendation) error {
+		first = !learned(rec.Outcomes, a.Action)
 		if first {
-			rec.Outcomes = append(rec.Outcomes, string(a.action)+": "+outcome)
+			rec.Outcomes = append(rec.Outcomes, string(a.Action)+": "+outcome)
 		}
 		return nil
 	})
 	if err == nil && first {
-		err = r.lessons.add(ctx, predictor.Learned{Signature: a.signature, Action: a.action, Again: a.again, Beta: b}, a.simulated)
+		err = r.lessons.add(ctx, predictor.Learned{Signature: a.Signature, Action: a.Action, Again: a.Again, Beta: b}, a.Simulated)
 	}
 	if err != nil {
-		r.log.Error("the outcome of an action was not learned", "recommendation", a.rec, "action", a.action, "outcome", outcome, "err", err)
+		r.log.Error("the outcome of an action was not learned", "recommendation", a.Recommendation, "action", a.Action, "outcome", outcome, "err", err)
 	}
 }
 
@@ -174,25 +174,12 @@ func learned(outcomes []string, a fleet.Action) bool {
 // outcomes settles attempts: those after which the fault did not come back have cured. Those
 // that are old are forgotten.
 func (r *recommender) outcomes(ctx context.Context, now time.Time) {
-	var cured []attempt
+	var cured []predictor.Attempt
 	r.mu.Lock()
 	failed := r.failed
 	r.failed = nil
-	for host, all := range r.tried {
-		kept := all[:0]
-		for _, a := range all {
-			switch {
-			case now.Sub(a.at) <= triedFor:
-				kept = append(kept, a)
-			case !a.failed && a.rec != "":
-				cured = append(cured, a)
-			}
-		}
-		if len(kept) == 0 {
-			delete(r.tried, host)
-		} else {
-			r.tried[host] = kept
-		}
+	for _, t := range r.tried {
+		cured = append(cured, t.Settle(now)...)
 	}
 	r.mu.Unlock()
 	for _, a := range failed {

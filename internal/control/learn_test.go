@@ -2,9 +2,11 @@ package control
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
@@ -89,6 +91,91 @@ func TestAFaultThatComesBackWasNotCured(t *testing.T) {
 	}
 }
 
+// TestAFaultThatLooksDifferentIsNotRecycledAgain has a service hang, and after the recycle another one: it did not help
+// against what is wrong with the host.
+func TestAFaultThatLooksDifferentIsNotRecycledAgain(t *testing.T) {
+	const other = "network.service"
+	w := newWorld(t)
+	w.host = sim.New(sim.Config{Units: []string{other, unit}, VMs: []fleet.VM{{ID: "vm1", Name: "web"}}})
+	w.label.Units = []string{other, unit}
+	w.names = []string{"load_1m", fleet.SeriesName("unit_active", other), fleet.SeriesName("unit_healthy", other), fleet.SeriesName("unit_active", unit), fleet.SeriesName("unit_healthy", unit)}
+	w.moving = func() []float64 {
+		if w.host.Healthy(t.Context())[other] {
+			return []float64{0.5, 1, 1}
+		}
+		return []float64{0.5, 1, 0}
+	}
+	w.up()
+	w.learned()
+	w.host.Hang(unit)
+	first := w.approved()
+	w.down() // what was tried comes back after a restart
+	w.up()
+	w.learned()
+	w.host.Hang(other)
+	second := await(w, "another recommendation", func() (fleet.Recommendation, bool) {
+		all, err := w.plane.Recommendations(t.Context())
+		return all[0], err == nil && len(all) == 2
+	})
+	if first.Action != fleet.ActionRecycle || first.Prediction.Culprit != unit || second.Prediction.Culprit != other || second.Action != fleet.ActionHandOver {
+		t.Errorf("first %s of %s, then %s of %s", first.Action, first.Prediction.Culprit, second.Action, second.Prediction.Culprit)
+	}
+	if got := w.outcome(first.ID); !slices.Equal(got, []string{"recycle: failed"}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestWhatWasTriedCountsUntilTheHostIsSound goes through what a fault can look like after a recycle.
+func TestWhatWasTriedCountsUntilTheHostIsSound(t *testing.T) {
+	hangs := fleet.Prediction{Anomalous: true, Signature: fleet.SignatureServiceHang, Culprit: unit, FailureProbability: 0.9}
+	leaks := fleet.Prediction{Anomalous: true, Signature: fleet.SignatureMemoryLeak, Culprit: unit, FailureProbability: 0.9}
+	odd := fleet.Prediction{Anomalous: true, Signature: fleet.SignatureNone}
+	calm := fleet.Prediction{Signature: fleet.SignatureNone}
+	w := newWorld(t)
+	w.up()
+	for name, x := range map[string]struct {
+		between []fleet.Prediction // a sample each, for 50 minutes
+		every   time.Duration
+		then    fleet.Prediction
+		again   bool
+	}{
+		"it looks different at once":                {nil, time.Minute, leaks, false},
+		"it comes and goes":                         {[]fleet.Prediction{calm, calm, calm, odd}, 5 * time.Minute, leaks, false},
+		"it is calm, as far as anybody saw":         {[]fleet.Prediction{calm}, 20 * time.Minute, leaks, false},
+		"the same comes back, however long it took": {[]fleet.Prediction{calm}, time.Minute, hangs, false},
+		"another one after the cure has held":       {[]fleet.Prediction{calm}, time.Minute, leaks, true},
+	} {
+		h := fleet.Host{ID: fleet.HostID("h-" + strings.ReplaceAll(strings.ReplaceAll(name, ",", ""), " ", "-")), Actions: []fleet.Action{fleet.ActionRecycle, fleet.ActionLiveMigrate}, VMs: []fleet.VM{{ID: "vm2"}}}
+		at := time.Now().Add(w.cfg.Policy.Cooldown.D()) // of the host's clock, which runs fast
+		see := func(p fleet.Prediction) fleet.Recommendation {
+			t.Helper()
+			p.Host, p.Time, p.State, p.HorizonSeconds = h.ID, at, fleet.PredictionScoring, 3600
+			w.plane.recommender.consider(t.Context(), p, h)
+			all, err := w.plane.Recommendations(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(all, func(r fleet.Recommendation) bool { return r.Host == h.ID })
+			if i < 0 {
+				t.Fatalf("%s: nothing is recommended", name)
+			}
+			return all[i]
+		}
+		first := see(hangs)
+		w.plane.recommender.finished(t.Context(), fleet.Execution{ID: "e-" + string(h.ID), Host: h.ID, Recommendation: first.ID, Action: first.Action,
+			State: fleet.ExecutionSucceeded, Steps: []fleet.Step{{Phase: fleet.PhaseRecycle}}, Ended: time.Now()})
+		at = at.Add(time.Minute)
+		for end, i := at.Add(50*time.Minute), 0; len(x.between) > 0 && at.Before(end); i++ {
+			see(x.between[i%len(x.between)])
+			at = at.Add(x.every)
+		}
+		second := see(x.then)
+		if first.Action != fleet.ActionRecycle || second.ID == first.ID || (second.Action == fleet.ActionRecycle) != x.again {
+			t.Errorf("%s: first %s, then %s", name, first.Action, second.Action)
+		}
+	}
+}
+
 func TestAHostThatCrashesAfterAnActionWasNotCured(t *testing.T) {
 	w := newWorld(t)
 	w.up()
@@ -105,15 +192,15 @@ func TestAttempts(t *testing.T) {
 	rec := fleet.Recommendation{ID: "r", Prediction: fleet.Prediction{Signature: fleet.SignatureKernelFault}}
 	through := fleet.Execution{State: fleet.ExecutionSucceeded, Steps: []fleet.Step{{Phase: fleet.PhaseRecycle}, {Phase: fleet.PhaseRecycle}, {Phase: fleet.PhaseDiagnose}, {Phase: fleet.PhaseReset}}}
 	got := attempts(rec, through)
-	if len(got) != 2 || got[0].action != fleet.ActionRecycle || !got[0].failed || got[1].action != fleet.ActionPreservingReset || got[1].failed {
+	if len(got) != 2 || got[0].Action != fleet.ActionRecycle || !got[0].Known || got[1].Action != fleet.ActionPreservingReset || got[1].Known {
 		t.Errorf("%+v", got)
 	}
 	through.State = fleet.ExecutionHandedOver
-	if got := attempts(rec, through); len(got) != 2 || !got[1].failed {
+	if got := attempts(rec, through); len(got) != 2 || !got[1].Known {
 		t.Errorf("%+v", got)
 	}
 	through.CancelledBy = "ann"
-	if got := attempts(rec, through); len(got) != 1 || got[0].action != fleet.ActionRecycle || !got[0].failed {
+	if got := attempts(rec, through); len(got) != 1 || got[0].Action != fleet.ActionRecycle || !got[0].Known {
 		t.Errorf("a reset that was stopped has taught %+v", got)
 	}
 	through.State = fleet.ExecutionCancelled

@@ -36,37 +36,23 @@ type recommender struct {
 	// quiet says until when a host is not recommended anything: after a person
 	// said no, and after an execution.
 	quiet map[fleet.HostID]time.Time
-	tried map[fleet.HostID][]attempt
+	tried map[fleet.HostID]*predictor.Tried
 	// lessons is what was learned of the actions; nil where nothing is.
 	lessons *lessons
 	// failed are attempts that the fault came back after, to be learned from.
-	failed []attempt
+	failed []predictor.Attempt
 	// luck is drawn once for each recommendation of a host, so that a decision that is
 	// made again with every sample does not change by chance alone.
 	luck map[fleet.HostID]uint64
 }
 
-// attempt is an action that was carried out. For triedFor after it, the same
-// signature with the same culprit on the same host means that it did not help.
-type attempt struct {
-	action    fleet.Action
-	signature fleet.Signature
-	culprit   string
-	at        time.Time
-	// rec is the recommendation that it was carried out for, "" for calling a person.
-	rec       string
-	simulated bool
-	// failed is true where it is known that it did not help, and again where it had failed
-	// against this fault before.
-	failed, again bool
-}
-
+// triedFor is how long an action counts as tried, see [predictor.Tried].
 const triedFor = time.Hour
 
 var errNotOpen = errors.New("the recommendation is not open any more")
 
 func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, policy func() config.Policy, log *slog.Logger) *recommender {
-	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), standing: make(map[fleet.HostID]*predictor.Standing), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID][]attempt), luck: make(map[fleet.HostID]uint64)}
+	r := &recommender{table: table, audit: audit, policy: policy, log: log, open: make(map[fleet.HostID]string), standing: make(map[fleet.HostID]*predictor.Standing), quiet: make(map[fleet.HostID]time.Time), tried: make(map[fleet.HostID]*predictor.Tried), luck: make(map[fleet.HostID]uint64)}
 	for _, rec := range table.All() {
 		if !rec.State.Final() {
 			r.open[rec.Host] = rec.ID
@@ -79,19 +65,25 @@ func newRecommender(table *bus.Table[fleet.Recommendation], audit *bus.Audit, po
 func (r *recommender) carriedOut(ctx context.Context, rec fleet.Recommendation, e fleet.Execution) {
 	now := attempts(rec, e)
 	r.mu.Lock()
-	for i := range now {
-		a := &now[i]
-		for _, before := range r.tried[rec.Host] {
-			a.again = a.again || before.action == a.action && before.signature == a.signature && before.culprit == a.culprit
-		}
+	for i, a := range now {
+		now[i] = r.triedOn(rec.Host).Add(a)
 	}
-	r.tried[rec.Host] = append(r.tried[rec.Host], now...)
 	r.mu.Unlock()
 	for _, a := range now {
-		if a.failed {
+		if a.Known {
 			r.learn(ctx, a, false)
 		}
 	}
+}
+
+// triedOn is what was tried on a host. r.mu is held.
+func (r *recommender) triedOn(host fleet.HostID) *predictor.Tried {
+	t := r.tried[host]
+	if t == nil {
+		t = predictor.NewTried(triedFor)
+		r.tried[host] = t
+	}
+	return t
 }
 
 // handedOver notes that an execution ended with a person being called.
@@ -101,52 +93,21 @@ func (r *recommender) handedOver(rec fleet.Recommendation, e fleet.Execution) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tried[rec.Host] = append(r.tried[rec.Host], attempt{action: fleet.ActionHandOver, signature: rec.Prediction.Signature, culprit: rec.Prediction.Culprit, at: e.Ended})
+	r.triedOn(rec.Host).Add(predictor.Attempt{Action: fleet.ActionHandOver, Signature: rec.Prediction.Signature, Culprit: rec.Prediction.Culprit, At: e.Ended, Known: true})
 }
 
-// triedOn lists what was done already against what is predicted, and how often. r.mu is held.
-func (r *recommender) triedOn(p fleet.Prediction) (at map[fleet.Action]time.Time, times map[fleet.Action]int) {
-	for _, a := range r.tried[p.Host] {
-		if a.signature == p.Signature && a.culprit == p.Culprit && time.Since(a.at) <= triedFor {
-			if at == nil {
-				at, times = make(map[fleet.Action]time.Time), make(map[fleet.Action]int)
-			}
-			at[a.action] = a.at
-			times[a.action]++
-		}
-	}
-	return at, times
-}
-
-// back notes that a fault is back after actions against it, which did not cure it then. r.mu is held.
-func (r *recommender) back(p fleet.Prediction) {
-	r.inVain(p.Host, p.Time, func(a *attempt) bool { return a.signature == p.Signature && a.culprit == p.Culprit })
-}
-
-// crashed notes that a host crashed: what was done to it shortly before did not cure it, whatever it was done
-// against. VMs that had left it were saved.
+// crashed notes that a host crashed.
 func (r *recommender) crashed(host fleet.HostID, at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.inVain(host, at, func(a *attempt) bool { return a.action != fleet.ActionLiveMigrate })
-}
-
-// inVain notes that actions on a host of which it is not known yet did not help, as was seen at a time. r.mu is held.
-func (r *recommender) inVain(host fleet.HostID, at time.Time, these func(*attempt) bool) {
-	of := r.tried[host]
-	for i := range of {
-		a := &of[i]
-		if !a.failed && a.rec != "" && at.After(a.at) && at.Sub(a.at) <= triedFor && these(a) {
-			a.failed = true
-			r.failed = append(r.failed, *a)
-		}
-	}
+	r.failed = append(r.failed, r.triedOn(host).Crashed(at)...)
 }
 
 // consider takes a new prediction and the host it is of.
 func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.Host) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.triedOn(h.ID).Observe(p.Time, p.State == fleet.PredictionScoring && !p.Anomalous)
 	h.Actions = permitted(r.policy(), h.Actions)
 	d := r.propose(p, h)
 	if id := r.open[h.ID]; id != "" {
@@ -174,14 +135,14 @@ func (r *recommender) consider(ctx context.Context, p fleet.Prediction, h fleet.
 		return
 	}
 	r.open[h.ID] = rec.ID
-	r.back(p)
+	r.failed = append(r.failed, r.triedOn(h.ID).Back(p.Signature, p.Culprit, p.Time)...)
 	r.record(ctx, "policy:"+rec.Policy, "recommend", rec)
 	r.log.Info("recommendation", "host", h.ID, "action", rec.Action, "signature", p.Signature, "culprit", p.Culprit, "dry_run", rec.DryRun, "id", rec.ID)
 }
 
 // propose is what the policy would do about a host now. r.mu is held.
 func (r *recommender) propose(p fleet.Prediction, h fleet.Host) predictor.Decision {
-	at, times := r.triedOn(p)
+	at, times := r.triedOn(h.ID).Against(p.Signature, p.Culprit, time.Now())
 	luck, ok := r.luck[h.ID]
 	if !ok {
 		luck = rand.Uint64()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -83,14 +82,6 @@ type decider interface {
 	outcome(s fleet.Signature, a fleet.Action, again, cured bool)
 }
 
-type attempt struct {
-	action    fleet.Action
-	signature fleet.Signature
-	at        time.Time
-	again     bool // it had failed against this fault before
-	settled   bool
-}
-
 // member is what the trial's control plane knows of a host.
 type member struct {
 	follow *feature.Extractor
@@ -100,7 +91,7 @@ type member struct {
 	unhealthy int
 	recycled  bool   // since the last sample
 	boot      string // of the last sample; "" after a reset
-	tried     []attempt
+	tried     *predictor.Tried
 	away      bool      // its VMs were moved off it
 	repaired  time.Time // until when a person is at it
 	vain      time.Time // when its VMs were moved off it last, and back at once, since there was nothing to repair
@@ -203,7 +194,7 @@ func newWatch(f *simulator.Fleet, m *failure.Model, p decider, costs predictor.C
 		p: make([]float64, len(m.Horizons())), s: make([]float64, len(m.Signatures()))}
 	for i, h := range f.Hosts() {
 		w.ids[h.ID] = i
-		w.members = append(w.members, member{follow: feature.New(), x: make([]float64, feature.Size)})
+		w.members = append(w.members, member{follow: feature.New(), x: make([]float64, feature.Size), tried: predictor.NewTried(outcomeAfter)})
 	}
 	return w
 }
@@ -216,7 +207,7 @@ func (w *watch) step(samples []fleet.Sample) error {
 		w.numbers = append(w.numbers, n)
 		m := &w.members[n]
 		if m.boot != "" && m.boot != samples[i].Boot {
-			w.crashed(m, samples[i].Time)
+			w.tell(m.tried.Crashed(samples[i].Time), false) // no reset brought the new boot about
 		}
 		m.boot = samples[i].Boot
 		m.follow.Observe(&samples[i])
@@ -237,7 +228,7 @@ func (w *watch) step(samples []fleet.Sample) error {
 		w.settle(m, s.Time)
 		if m.away {
 			if len(w.f.Host(n).VMs) > 0 { // it was repaired: what was seen before says nothing any more
-				m.away, m.over, m.tried = false, 0, m.tried[:0]
+				m.away, m.over, m.tried = false, 0, predictor.NewTried(outcomeAfter)
 				m.follow.Recovered()
 			}
 			continue
@@ -246,7 +237,9 @@ func (w *watch) step(samples []fleet.Sample) error {
 		// once. And a unit that stays unhealthy needs no model.
 		hangs := m.unhealthy >= 2 || m.unhealthy > 0 && m.recycled
 		m.recycled = false
-		if odd < suspect && !hangs && !w.urgent(n, odd) {
+		sound := odd < suspect && !hangs && !w.urgent(n, odd)
+		m.tried.Observe(s.Time, sound)
+		if sound {
 			m.over = 0
 			continue
 		}
@@ -255,7 +248,7 @@ func (w *watch) step(samples []fleet.Sample) error {
 		}
 		m.over++
 		// Where an action was just tried, that it failed is nearer than that a sound host seems to have a fault.
-		tried := len(m.tried) > 0 && s.Time.Sub(m.tried[len(m.tried)-1].at) < triedLately
+		tried := s.Time.Sub(m.tried.Newest()) < triedLately
 		if m.over < 2 && odd < certain && !hangs && !tried {
 			continue
 		}
@@ -268,27 +261,14 @@ func (w *watch) step(samples []fleet.Sample) error {
 
 // settle counts actions as cures after which a host was sound for long enough.
 func (w *watch) settle(m *member, now time.Time) {
-	kept := m.tried[:0]
-	for _, a := range m.tried {
-		if now.Sub(a.at) < outcomeAfter {
-			kept = append(kept, a)
-		} else if !a.settled {
-			w.policy.outcome(a.signature, a.action, a.again, true)
-		}
-	}
-	m.tried = kept
+	w.tell(m.tried.Settle(now), true)
 }
 
-// crashed is told of a new boot that no reset brought about: the fault is gone, and what was done about it shortly
-// before has not cured it.
-func (w *watch) crashed(m *member, now time.Time) {
-	m.tried = slices.DeleteFunc(m.tried, func(a attempt) bool {
-		lately := now.Sub(a.at) < triedLately
-		if lately && !a.settled {
-			w.policy.outcome(a.signature, a.action, a.again, false)
-		}
-		return lately
-	})
+// tell tells the policy what came of attempts.
+func (w *watch) tell(all []predictor.Attempt, cured bool) {
+	for _, a := range all {
+		w.policy.outcome(a.Signature, a.Action, a.Again, cured)
+	}
 }
 
 // consider asks the policy about a host that seems to have a fault, and does what it says.
@@ -313,21 +293,8 @@ func (w *watch) consider(n int, s *fleet.Sample, odd float64, hangs bool) error 
 			HorizonSeconds: w.model.Horizons()[len(w.p)-1].Seconds(), Signature: signature},
 		Host: h, SoonProbability: w.p[0], FaultProbability: odd, SignatureProbability: w.s[best],
 	}
-	for i := range m.tried {
-		a := &m.tried[i]
-		if a.signature != signature {
-			continue
-		}
-		if !a.settled { // the fault is back
-			a.settled = true
-			w.policy.outcome(a.signature, a.action, a.again, false)
-		}
-		if situation.Tried == nil {
-			situation.Tried, situation.Attempts = map[fleet.Action]time.Time{}, map[fleet.Action]int{}
-		}
-		situation.Tried[a.action] = a.at
-		situation.Attempts[a.action]++
-	}
+	w.tell(m.tried.Back(signature, "", s.Time), false)
+	situation.Tried, situation.Attempts = m.tried.Against(signature, "", s.Time)
 	d := w.policy.decide(situation)
 	if d.Action == fleet.ActionNone {
 		return nil
@@ -368,32 +335,28 @@ func (w *watch) act(n int, m *member, a fleet.Action, signature fleet.Signature,
 			lasts = time.Hour
 		}
 		m.repaired = now.Add(lasts + 10*time.Minute)
-		m.tried, m.over = m.tried[:0], 0
+		m.tried, m.over = predictor.NewTried(outcomeAfter), 0
 	} else {
 		out, err := w.f.Apply(id, phaseOf[a], nil)
 		if err != nil {
 			return err
 		}
-		t := attempt{action: a, signature: signature, at: now}
-		for _, x := range m.tried {
-			t.again = t.again || x.action == a && x.signature == signature
-		}
+		t := predictor.Attempt{Action: a, Signature: signature, At: now}
 		left := len(out.Moved) > 0 && out.Detail == ""
 		m.away = a == fleet.ActionLiveMigrate && len(w.f.Host(n).VMs) == 0
 		switch {
 		case left && !m.away: // a false alarm, which teaches nothing of what was done
-			m.vain, m.tried, m.over = now, m.tried[:0], 0
+			m.vain, m.tried, m.over = now, predictor.NewTried(outcomeAfter), 0
 		case a == fleet.ActionLiveMigrate:
-			t.settled = true // whether the VMs left is known at once
-			w.policy.outcome(signature, a, t.again, left)
-			m.tried = append(m.tried, t)
+			t.Known = true // whether the VMs left is known at once
+			w.tell([]predictor.Attempt{m.tried.Add(t)}, left)
 		default:
 			m.follow.Recovered()
 			m.over, m.recycled = 0, a == fleet.ActionRecycle
 			if a == fleet.ActionPreservingReset && !out.Harmed {
 				m.boot = ""
 			}
-			m.tried = append(m.tried, t)
+			m.tried.Add(t)
 		}
 	}
 	if faults == 0 {
