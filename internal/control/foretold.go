@@ -1,6 +1,9 @@
 package control
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,10 +21,13 @@ type promises struct {
 
 // promise is the probability that a host fails within horizon from then on.
 type promise struct {
-	at      time.Time
-	horizon time.Duration
-	p       float64
+	At      time.Time     `json:"at"`
+	Horizon time.Duration `json:"horizon_ns"`
+	P       float64       `json:"p"`
 }
+
+// end is when it is known whether the host failed.
+func (s promise) end() time.Time { return s.At.Add(s.Horizon) }
 
 // labelledAfter is how long after a stretch has ended its incidents are known: crashes are
 // when the host is back, and what a person adds takes longer.
@@ -32,7 +38,7 @@ func (o *promises) say(host fleet.HostID, now promise) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	of := o.open[host]
-	if n := len(of); n > 0 && now.at.Before(of[n-1].at.Add(of[n-1].horizon)) {
+	if n := len(of); n > 0 && now.At.Before(of[n-1].end()) {
 		return
 	}
 	if o.open == nil {
@@ -53,12 +59,12 @@ func (o *promises) settle(now time.Time, incidents []fleet.Incident, seen func(f
 	for host, all := range o.open {
 		n := 0
 		for _, said := range all {
-			if end := said.at.Add(said.horizon); now.Before(end.Add(labelledAfter)) {
+			if now.Before(said.end().Add(labelledAfter)) {
 				break
 			}
 			n++
 			if came, known := said.came(of[host], seen(host)); known {
-				o.kept.Add(said.p, came)
+				o.kept.Add(said.P, came)
 			}
 		}
 		switch last := len(all) - 1; {
@@ -73,12 +79,12 @@ func (o *promises) settle(now time.Time, incidents []fleet.Incident, seen func(f
 
 // came is what came of a host; known is false where nobody can tell, or where it was failing already.
 func (s promise) came(incidents []fleet.Incident, seen time.Time) (came drift.Outcome, known bool) {
-	end := s.at.Add(s.horizon)
+	end := s.end()
 	came, known = drift.Sound, !seen.Before(end)
 	for _, i := range incidents {
 		switch {
-		case i.To.Before(s.at) || i.From.After(end):
-		case i.Failed && !i.From.After(s.at):
+		case i.To.Before(s.At) || i.From.After(end):
+		case i.Failed && !i.From.After(s.At):
 			return came, false
 		case i.Failed:
 			return drift.Failed, true
@@ -94,4 +100,45 @@ func (o *promises) outcomes() drift.Outcomes {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.kept
+}
+
+// mostPromises is how many are stored, so that a record stays well under the megabyte that the bus takes:
+// those of some two thousand hosts.
+const mostPromises = 4000
+
+// stored is a copy of what is open, of no more hosts than can be stored, and the outcomes.
+func (o *promises) stored() (map[fleet.HostID][]promise, drift.Outcomes) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out, n := make(map[fleet.HostID][]promise), 0
+	for _, host := range slices.Sorted(maps.Keys(o.open)) {
+		if n += len(o.open[host]); n > mostPromises {
+			break
+		}
+		out[host] = slices.Clone(o.open[host])
+	}
+	return out, o.kept
+}
+
+// restore takes the place of all that was said before.
+func (o *promises) restore(open map[fleet.HostID][]promise, kept drift.Outcomes) error {
+	if err := kept.Check(); err != nil {
+		return err
+	}
+	n := 0
+	for host, of := range open {
+		n += len(of)
+		for i, s := range of {
+			if !(s.P >= 0 && s.P <= 1) || s.Horizon <= 0 || s.At.After(time.Now().Add(time.Hour)) || i > 0 && s.At.Before(of[i-1].end()) {
+				return fmt.Errorf("of host %.100s it was said that it fails with probability %v within %v of %v", host, s.P, s.Horizon, s.At)
+			}
+		}
+	}
+	if n > mostPromises {
+		return fmt.Errorf("%d probabilities, where %d may be", n, mostPromises)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.open, o.kept = maps.Clone(open), kept
+	return nil
 }

@@ -261,16 +261,22 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 // lifeEvery is how often shadows and drift are looked at.
 const lifeEvery = time.Minute
 
-// liveModels promotes by rule, and asks for trainings, until ctx ends.
+// liveModels promotes by rule, asks for trainings, and stores what was counted of drift, until ctx ends.
 func (p *Plane) liveModels(ctx context.Context) {
-	tick := time.NewTicker(lifeEvery)
-	defer tick.Stop()
+	look, save := time.NewTicker(lifeEvery), time.NewTicker(saveModelsEvery)
+	defer look.Stop()
+	defer save.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second) // the bus may be away
+			defer cancel()
+			p.saveDrift(end)
 			return
-		case now := <-tick.C:
+		case now := <-look.C:
 			p.lookAtModels(ctx, now.UTC())
+		case <-save.C:
+			p.saveDrift(ctx)
 		}
 	}
 }
@@ -291,8 +297,8 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 		switch key := "promote " + c.Shadow + " " + c.Champion; {
 		case !ok:
 		case p.cfg.Model.Promote != "rule":
-			if _, said := p.asked[key]; !said {
-				p.asked[key] = now
+			if !p.said[key] {
+				p.said[key] = true
 				p.log.Info("a shadow can be promoted: 'tardigrade model promote "+c.Shadow+"' (or set model.promote to rule)", "model", c.Shadow, "champion", c.Champion, "mean_difference", c.MeanDifference, "why", why)
 			}
 		default:
@@ -310,12 +316,12 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 		l, window := p.driftLimits()
 		m.said.settle(now, p.labels(), p.predictions.lastSeen)
 		if v, since, ok := m.judged(l, false); ok && v.Drifted {
-			why, key = "drift: "+v.Why, "drift "+m.version.ID
+			why, key = "drift: "+v.Why, "drift"
 		} else if ok && now.Sub(since) > window {
 			m.judged(l, true)
 		}
 		if every := p.cfg.Model.RetrainEvery.D(); why == "" && every > 0 && now.Sub(m.version.Trained) > every {
-			why, key = fmt.Sprintf("age: it was trained at %s", m.version.Trained.Format(time.RFC3339)), "age "+m.version.ID
+			why, key = fmt.Sprintf("age: it was trained at %s", m.version.Trained.Format(time.RFC3339)), "age"
 		}
 		if why != "" {
 			p.askForTraining(ctx, k, m, why, key, now)
@@ -326,10 +332,9 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 // askForTraining begins one, or says that one is wanted, at most once in a window of drift.
 func (p *Plane) askForTraining(ctx context.Context, k registry.Kind, m *seated, why, key string, now time.Time) {
 	_, window := p.driftLimits()
-	if last, asked := p.asked[key]; asked && now.Sub(last) < window || p.jobs.Busy(k) {
+	if p.jobs.Busy(k) || !m.asks(key, now, window) {
 		return
 	}
-	p.asked[key] = now
 	p.events.emit("drift", m.version.ID, map[string]any{"model": m.version.ID, "why": why, "automatic": p.cfg.Model.Jobs == "automatic"})
 	if err := p.audit.Append(ctx, "model:"+m.version.ID, "retraining-wanted", m.version.ID, map[string]any{"why": why}); err != nil {
 		p.log.Error("the audit trail could not be written", "event", "retraining-wanted", "err", err)

@@ -64,7 +64,8 @@ type Plane struct {
 	jobsDir       string
 	datasets      string // directories of telemetry to train on
 	trainer       []string
-	asked         map[string]time.Time // for what a training was asked, by liveModels alone
+	drifts        *bus.Table[driftCount] // nil in a demonstration
+	said          map[string]bool        // which shadows the log said can be promoted, by liveModels alone
 	incidents     *bus.Table[fleet.Incident]
 	recommender   *recommender
 	policies      *policies
@@ -116,7 +117,7 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	interval := p.cfg.Agent.Interval.D()
 	p.roster = newRoster(p.cfg.Model, interval)
 	p.detectors = newDetectors(p.cfg.Model, interval, p.roster)
-	p.reload, p.asked, p.trainer = make(chan registry.Kind, 1), make(map[string]time.Time), o.Trainer
+	p.reload, p.said, p.trainer = make(chan registry.Kind, 1), make(map[string]bool), o.Trainer
 	if err := emptyDir(spool); err != nil { // half-received archives of an earlier run
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -195,6 +196,11 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 	}
 	p.recommender.execute = execute(p.coordinator)
 	p.predictions.roster, p.predictions.rebooted = p.roster, p.rebooted
+	if !o.Demo {
+		if p.drifts, err = bus.OpenTable[driftCount](ctx, p.bus, "DRIFT", nil); err != nil {
+			return err
+		}
+	}
 	for _, open := range []func(context.Context) error{p.openIncidents, p.openModels, p.openJobs} {
 		if err := open(ctx); err != nil {
 			return err

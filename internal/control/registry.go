@@ -190,6 +190,9 @@ func (p *Plane) loadModels(ctx context.Context, kind registry.Kind) {
 		}
 	}
 	if ok {
+		if now := p.roster.of(kind).champion; champion != nil && (now == nil || now.version.ID != champion.version.ID) {
+			p.restoreDrift(kind, champion)
+		}
 		p.roster.seat(kind, registry.Champion, champion)
 	}
 	if shadow, ok := load(registry.Shadow); ok {

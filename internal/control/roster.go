@@ -33,10 +33,11 @@ type seated struct {
 	since  time.Time
 	window *drift.Window // nil without a reference
 	tails  drift.Tails
+	asked  map[string]time.Time // for what a training was asked, and when
 }
 
 func newSeated(v registry.Version, h registry.Header, state []byte) (*seated, error) {
-	m := &seated{version: v, series: h.Series, state: state, since: time.Now().UTC()}
+	m := &seated{version: v, series: h.Series, state: state, since: time.Now().UTC(), asked: make(map[string]time.Time)}
 	if h.Reference != nil {
 		m.window = drift.NewWindow(h.Reference)
 	}

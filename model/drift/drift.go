@@ -141,6 +141,49 @@ func (w *Window) Add(x []float64) {
 	}
 }
 
+// Counts is what a window has counted, to be stored: of each series how many values fell into
+// each bin, and how many were missing.
+type Counts struct {
+	Samples float64     `json:"samples"`
+	Values  [][]float64 `json:"values"`
+	Missing []float64   `json:"missing"`
+}
+
+// Counts is a copy of what it has counted.
+func (w *Window) Counts() Counts {
+	c := Counts{Samples: w.n, Missing: slices.Clone(w.missing)}
+	for _, of := range w.counts {
+		c.Values = append(c.Values, slices.Clone(of))
+	}
+	return c
+}
+
+// Restore takes the place of what it has counted. What cannot be of a window on this reference
+// is refused, and the window stays as it is.
+func (w *Window) Restore(c Counts) error {
+	if !count(c.Samples) || len(c.Values) != len(w.counts) || len(c.Missing) != len(w.counts) {
+		return fmt.Errorf("drift: counts of %v samples of %d series, where %d are looked at", c.Samples, len(c.Values), len(w.counts))
+	}
+	for i, of := range c.Values {
+		sum, whole := c.Missing[i], count(c.Missing[i])
+		for _, n := range of {
+			sum, whole = sum+n, whole && count(n)
+		}
+		if len(of) != len(w.counts[i]) || !whole || sum != c.Samples {
+			return fmt.Errorf("drift: the counts of %.100q do not add up to %v samples in %d bins", w.ref.Series[i].Name, c.Samples, len(w.counts[i]))
+		}
+	}
+	w.n = c.Samples
+	copy(w.missing, c.Missing)
+	for i, of := range c.Values {
+		copy(w.counts[i], of)
+	}
+	return nil
+}
+
+// count tells whether a number can be one of samples.
+func count(n float64) bool { return n >= 0 && n <= 1<<52 && n == math.Trunc(n) }
+
 // Reset empties it.
 func (w *Window) Reset() { *w = *NewWindow(w.ref) }
 
@@ -296,8 +339,10 @@ func (c *Calibration) Error() float64 {
 // Tails follows whether tail probabilities are what they say: of a calibrated detector on
 // healthy hosts, a share p of the samples has a tail of at most p.
 type Tails struct {
-	n     float64
-	below [len(tailSteps)]float64
+	// Samples is how many were added, Below how many of these had a tail of at most 0.3, 0.1, 0.03, 0.01,
+	// 0.003 and 0.001.
+	Samples float64                 `json:"samples"`
+	Below   [len(tailSteps)]float64 `json:"below"`
 }
 
 var tailSteps = [...]float64{0.3, 0.1, 0.03, 0.01, 0.003, 0.001}
@@ -307,10 +352,10 @@ func (t *Tails) Add(p float64) {
 	if math.IsNaN(p) {
 		return
 	}
-	t.n++
+	t.Samples++
 	for i, step := range tailSteps {
 		if p <= step {
-			t.below[i]++
+			t.Below[i]++
 		}
 	}
 }
@@ -320,10 +365,22 @@ func (t *Tails) Add(p float64) {
 func (t *Tails) Error() float64 {
 	worst := 0.0
 	for i, step := range tailSteps {
-		if t.n*step < 20 {
+		if t.Samples*step < 20 {
 			break // too few are expected
 		}
-		worst = max(worst, math.Log10(max(t.below[i], 1e-9)/(t.n*step)))
+		worst = max(worst, math.Log10(max(t.Below[i], 1e-9)/(t.Samples*step)))
 	}
 	return worst
+}
+
+// Check says what is wrong with tails that were read.
+func (t *Tails) Check() error {
+	most := t.Samples
+	for _, n := range append([]float64{t.Samples}, t.Below[:]...) {
+		if !count(n) || n > most {
+			return fmt.Errorf("drift: of %v samples %v had tails that are at most %v", t.Samples, t.Below, tailSteps)
+		}
+		most = n
+	}
+	return nil
 }

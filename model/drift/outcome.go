@@ -1,6 +1,9 @@
 package drift
 
-import "math"
+import (
+	"fmt"
+	"math"
+)
 
 // Outcome is what came of a host of which a failure was foretold with some probability.
 type Outcome uint8
@@ -19,10 +22,18 @@ const (
 // stretch of time of a host that overlaps with no other, so that a failure counts once.
 type Outcomes struct {
 	// Judged is how many outcomes there are, Expected the sum of their probabilities.
-	Judged   int
-	Expected float64
-	Failed   int
-	Averted  int
+	Judged   int     `json:"judged"`
+	Expected float64 `json:"expected"`
+	Failed   int     `json:"failed"`
+	Averted  int     `json:"averted"`
+}
+
+// Check says what is wrong with outcomes that were read.
+func (o *Outcomes) Check() error {
+	if o.Failed < 0 || o.Averted < 0 || o.Failed > o.Judged || o.Averted > o.Judged-o.Failed || !(o.Expected >= 0 && o.Expected <= float64(o.Judged)) {
+		return fmt.Errorf("drift: %d failed and %d were averted of %d, of which %v were expected to fail", o.Failed, o.Averted, o.Judged, o.Expected)
+	}
+	return nil
 }
 
 // Add takes a probability, 0..1, and what came of it.

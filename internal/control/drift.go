@@ -1,0 +1,117 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/model/drift"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
+)
+
+// driftCount is what the champion of a kind has counted of drift, as the table DRIFT keeps it over a
+// restart: one record for each kind, of bounded size.
+type driftCount struct {
+	Model string    `json:"model"`
+	Since time.Time `json:"since"`
+	// Asked says for what a training was asked, and when.
+	Asked    map[string]time.Time       `json:"asked"`
+	Window   drift.Counts               `json:"window"`
+	Tails    drift.Tails                `json:"tails"`
+	Outcomes drift.Outcomes             `json:"outcomes"`
+	Promises map[fleet.HostID][]promise `json:"promises"`
+}
+
+// count is what a model has counted; ok is false where it counts nothing.
+func (m *seated) count() (c driftCount, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window == nil {
+		return driftCount{}, false
+	}
+	c = driftCount{Model: m.version.ID, Since: m.since, Asked: make(map[string]time.Time), Window: m.window.Counts(), Tails: m.tails}
+	for why, at := range m.asked {
+		c.Asked[why] = at
+	}
+	c.Promises, c.Outcomes = m.said.stored()
+	return c, true
+}
+
+// restore lets a model that has counted nothing yet go on with what it had counted before a restart. What
+// cannot be that is refused, and it counts anew.
+func (m *seated) restore(c driftCount) error {
+	future := time.Now().Add(time.Hour)
+	late := c.Since.IsZero() || c.Since.After(future) || len(c.Asked) > 2
+	for _, at := range c.Asked {
+		late = late || at.After(future)
+	}
+	if late {
+		return errors.New("it was begun, or a training was asked for, at a time that cannot be")
+	}
+	if err := c.Tails.Check(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window == nil {
+		return errors.New("the model has nothing to compare live data with")
+	}
+	if err := m.window.Restore(c.Window); err != nil {
+		return err
+	}
+	if err := m.said.restore(c.Promises, c.Outcomes); err != nil {
+		m.window.Reset()
+		return err
+	}
+	m.since, m.tails = c.Since, c.Tails
+	for why, at := range c.Asked {
+		m.asked[why] = at
+	}
+	return nil
+}
+
+// asks notes that a training is asked for, unless it was within a window already.
+func (m *seated) asks(why string, now time.Time, window time.Duration) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if last, asked := m.asked[why]; asked && now.Sub(last) < window {
+		return false
+	}
+	m.asked[why] = now
+	return true
+}
+
+// restoreDrift lets a champion go on counting where it was before a restart.
+func (p *Plane) restoreDrift(kind registry.Kind, m *seated) {
+	if p.drifts == nil {
+		return
+	}
+	c, _, ok := p.drifts.Find(string(kind))
+	if !ok || c.Model != m.version.ID { // of another champion
+		return
+	}
+	if err := m.restore(c); err != nil {
+		p.log.Warn("what was counted of a model's drift is not used, it is counted anew", "model", m.version.ID, "table", "DRIFT", "key", kind, "err", err)
+	}
+}
+
+// saveDrift stores what champions have counted.
+func (p *Plane) saveDrift(ctx context.Context) {
+	if p.drifts == nil {
+		return
+	}
+	for _, k := range registry.Kinds() {
+		m := p.roster.of(k).champion
+		if m == nil {
+			continue
+		}
+		c, ok := m.count()
+		if !ok {
+			continue
+		}
+		if _, err := p.drifts.Put(ctx, string(k), c); err != nil {
+			p.log.Error("what was counted of a model's drift was not stored; a restart counts anew since the last time that it was", "model", m.version.ID, "err", err)
+		}
+	}
+}
