@@ -3,8 +3,16 @@ package simulator
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+)
+
+const (
+	// seenLate is the level of a fault that is seen at the latest: below that from which cure rates fall.
+	seenLate = 0.6
+	// noisePerSecond is what a VM loses each second to a noisy neighbour.
+	noisePerSecond = 0.3 * 0.7
 )
 
 // Case is one fault on one host at one instant, without a fleet and its telemetry around it: for
@@ -40,7 +48,7 @@ func drawCase(r *rand.Rand, cfg *Config) Case {
 	if t.unit < 0 {
 		c.Unit = unitNames[r.IntN(unitCount)]
 	}
-	c.Level = t.visible + (0.6-t.visible)*r.Float64()
+	c.Level = t.visible + (seenLate-t.visible)*r.Float64()
 	lasts := t.least.Seconds() * math.Pow(float64(t.most)/float64(t.least), r.Float64())
 	c.LeftSeconds = (1 - c.Level) * lasts
 	bytes := vmBytes(hostMemory(r), cfg.VMsPerHost)
@@ -52,13 +60,95 @@ func drawCase(r *rand.Rand, cfg *Config) Case {
 	return c
 }
 
+// Stratum is all the cases of one kind in one unit.
+type Stratum struct {
+	// Case is their mean: what it costs is what they cost in expectation, and each action cures it as it
+	// cures them.
+	Case Case
+	// Share is how many of all cases they are, 0..1.
+	Share float64
+}
+
+// Strata divides what [Cases] draws by all that cure rates depend on, so that what a policy
+// costs in expectation is an exact sum and needs no drawing. An error means that cfg is wrong.
+func Strata(cfg Config) ([]Stratum, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	var out []Stratum
+	for i := range kinds {
+		k := &kinds[i]
+		units := []string{""}
+		if k.unit < 0 {
+			units = unitNames[:]
+		}
+		for _, u := range units {
+			c := Case{Kind: k.Kind, t: &k.trait, Unit: u, VMs: cfg.VMsPerHost, crashSeconds: cfg.CrashSeconds}
+			for _, m := range memories {
+				bytes := vmBytes(m, c.VMs)
+				c.resetFreeze += resetFreeze(bytes) * float64(c.VMs) / float64(len(memories))
+				c.migrateFreeze += migrateFreeze(bytes) * float64(c.VMs) / float64(len(memories))
+			}
+			c.Level, c.LeftSeconds, c.person = c.mean(&cfg)
+			out = append(out, Stratum{c, k.weight / totalWeight / float64(len(units))})
+		}
+	}
+	return out, nil
+}
+
+// MostVMSeconds is the most that a case can cost: each phase is tried once and harms, and then nobody does anything.
+// An error means that cfg is wrong.
+func MostVMSeconds(cfg Config) (float64, error) {
+	if err := cfg.fill(); err != nil {
+		return 0, err
+	}
+	vms := float64(cfg.VMsPerHost)
+	bytes := vmBytes(slices.Max(memories[:]), cfg.VMsPerHost)
+	phases := (resetFreeze(bytes)+migrateFreeze(bytes)+2*cfg.CrashSeconds)*vms + cfg.CrashSeconds
+	alone := cfg.CrashSeconds * vms
+	for _, t := range traits {
+		if t.signature == fleet.SignatureNoisyNeighbour {
+			alone = max(alone, noisePerSecond*vms*(1-t.visible)*t.most.Seconds())
+		}
+	}
+	return phases + alone, nil
+}
+
+// mean averages over the level, which is uniform, and over how long a fault lasts, which is
+// log-uniform: over the second in closed form, over the first by the midpoint rule.
+func (c *Case) mean(cfg *Config) (level, left, person float64) {
+	const points = 1000
+	least, most := c.t.least.Seconds(), c.t.most.Seconds()
+	span := math.Log(most / least)
+	for i := range points {
+		l := c.t.visible + (seenLate-c.t.visible)*(float64(i)+0.5)/points
+		a, b := (1-l)*least, (1-l)*most
+		level += l / points
+		left += (b - a) / span / points
+		// A person saves what the fault costs beyond the price of calling one, if the repair ends before the fault.
+		call, repair, saved := cfg.HandOverSeconds*float64(c.VMs), cfg.repairSeconds(c.t), 0.0
+		if c.Kind == NoisyNeighbour {
+			perSecond := noisePerSecond * float64(c.VMs)
+			if m := min(max(a, repair, call/perSecond), b); m < b {
+				saved = (perSecond*(b-m) - call*math.Log(b/m)) / span
+			}
+		} else if m := min(max(a, repair), b); m < b {
+			saved = max(c.Alone()-call, 0) * math.Log(b/m) / span
+		}
+		person -= saved / points
+	}
+	mean := *c
+	mean.LeftSeconds = left
+	return level, left, person + mean.Alone()
+}
+
 // Signature is the class of the fault.
 func (c *Case) Signature() fleet.Signature { return c.t.signature }
 
 // Alone is the expected interruption in VM-seconds where nobody does anything.
 func (c *Case) Alone() float64 {
 	if c.Kind == NoisyNeighbour {
-		return 0.3 * 0.7 * float64(c.VMs) * c.LeftSeconds
+		return noisePerSecond * float64(c.VMs) * c.LeftSeconds
 	}
 	return c.t.fatal * c.crashSeconds * float64(c.VMs)
 }

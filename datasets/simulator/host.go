@@ -118,8 +118,10 @@ func newHost(f *Fleet, n int) *host {
 	return h
 }
 
-// hostMemory is 64, 128 or 256 GiB, and vmBytes what each of n VMs has of it.
-func hostMemory(r *rand.Rand) float64 { return 64 * gib * float64(int(1)<<r.IntN(3)) }
+// hostMemory is one of memories, and vmBytes what each of n VMs has of it.
+func hostMemory(r *rand.Rand) float64 { return memories[r.IntN(len(memories))] }
+
+var memories = [...]float64{64 * gib, 128 * gib, 256 * gib}
 
 func vmBytes(memory float64, n int) float64 {
 	return 512 * mib * math.Floor(0.5*memory/(512*mib)/math.Max(float64(n), 1))
