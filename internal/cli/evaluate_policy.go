@@ -278,8 +278,8 @@ type offSummary []trial.OffPolicy
 
 func (o offSummary) print(out io.Writer) error {
 	for _, x := range o {
-		if _, err := fmt.Fprintf(out, "%-5s %.2f VM-seconds a fault, the truth is %.2f; off by %.1f %% on average, %.0f %% of the logs within 5 %%; the intervals cover the truth in %.1f %%\n",
-			x.Estimator, x.Mean, x.Truth, 100*x.ErrorRatio, 100*x.Within, 100*x.Coverage); err != nil {
+		if _, err := fmt.Fprintf(out, "%-5s %.2f VM-seconds a fault, the truth is %.2f; off by %.1f %% on average, %.0f %% of the logs within 5 %%; the intervals cover the truth in %.1f %%, and are %.0f %% of it wide\n",
+			x.Estimator, x.Mean, x.Truth, 100*x.ErrorRatio, 100*x.Within, 100*x.Coverage, 100*x.TypicalWidth); err != nil {
 			return err
 		}
 	}
@@ -297,9 +297,11 @@ simulated faults, where the truth is known. The log is of the policy that learns
 policy that is judged on it is the same once it has learned. Three estimators: inverse propensity
 (ips), self-normalised (snips), doubly robust (dr). A line for each: the truth, the mean of the
 estimates over all logs, their mean and worst relative error, the share of logs within 5 %, and in
-which share of the logs the 95 % interval has the truth in it.`,
-		Example: `  tardigrade evaluate ope --logs 200 --json`,
-		Args:    noArgs,
+which share of the logs the 95 % interval has the truth in it. The truth is exact. Of 1000 logs that share is known to within
+0.7 percent points, of 200 to within 1.5 (one standard deviation).`,
+		Example: `  tardigrade evaluate ope --logs 200 --json
+  tardigrade evaluate ope --faults 300       # how little a short log says`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkLogs(logs, faults); err != nil {
 				return err
@@ -323,7 +325,7 @@ which share of the logs the 95 % interval has the truth in it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&logs, "logs", 200, "number of logs")
+	f.IntVar(&logs, "logs", 1000, "number of logs")
 	f.IntVar(&faults, "faults", 100_000, "number of faults in each log")
 	f.Uint64Var(&seed, "seed", 1, "seed: the same one gives the same logs")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")

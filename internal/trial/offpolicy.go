@@ -28,11 +28,14 @@ type OffPolicy struct {
 	ErrorRatio float64 `json:"mean_error_ratio"`
 	Within     float64 `json:"within_5_percent_ratio"`
 	WorstRatio float64 `json:"worst_error_ratio"`
-	// Coverage is the share of the 95 % intervals that have the truth in them.
+	// Coverage is the share of the 95 % intervals that have the truth in them. The others lie Above it, or below.
 	Coverage float64 `json:"coverage_ratio"`
-	Width    float64 `json:"mean_interval_ratio"`
-	Logs     int     `json:"logs"`
-	Faults   int     `json:"faults_a_log"`
+	Above    float64 `json:"interval_above_ratio"`
+	// Width is the mean width of the intervals, and TypicalWidth its median, as shares of the truth.
+	Width        float64 `json:"mean_interval_ratio"`
+	TypicalWidth float64 `json:"median_interval_ratio"`
+	Logs         int     `json:"logs"`
+	Faults       int     `json:"faults_a_log"`
 }
 
 // table is a policy on the situations of a decision about a case: by the signature that is seen
@@ -108,7 +111,7 @@ func alone(c *simulator.Case, r *rand.Rand) float64 {
 	return 0
 }
 
-// value is what a policy is expected to cost on a case, exactly.
+// value is what a policy is expected to cost on a case.
 func value(c *simulator.Case, seen, mask int, t table) float64 {
 	v := 0.0
 	for a, p := range t[seen*triedMasks+mask] {
@@ -130,13 +133,41 @@ func value(c *simulator.Case, seen, mask int, t table) float64 {
 
 // deck draws cases, and the signature that is seen of each.
 type deck struct {
-	draw  func(*rand.Rand) simulator.Case
-	kinds []fleet.Signature
+	draw   func(*rand.Rand) simulator.Case
+	strata []simulator.Stratum
+	kinds  []fleet.Signature
+	most   float64 // that a case can cost
 }
 
 func newDeck(costs predictor.Costs) (*deck, error) {
-	draw, err := simulator.Cases(simulator.Config{CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds})
-	return &deck{draw, kindsOf()}, err
+	cfg := simulator.Config{CrashSeconds: costs.CrashSeconds, HandOverSeconds: costs.HandOverSeconds}
+	draw, err := simulator.Cases(cfg)
+	if err != nil {
+		return nil, err
+	}
+	strata, err := simulator.Strata(cfg)
+	if err != nil {
+		return nil, err
+	}
+	most, err := simulator.MostVMSeconds(cfg)
+	return &deck{draw, strata, kindsOf(), most}, err
+}
+
+// value is what a policy costs a case of the deck, in expectation. It is exact: what is drawn
+// would be off in the same direction for all logs that are compared with it.
+func (d *deck) value(t table) float64 {
+	v := 0.0
+	for i := range d.strata {
+		s := &d.strata[i]
+		for seen, kind := range d.kinds {
+			p := seenWrongly / float64(len(d.kinds))
+			if kind == s.Case.Signature() {
+				p += 1 - seenWrongly
+			}
+			v += s.Share * p * value(&s.Case, seen, 0, t)
+		}
+	}
+	return v
 }
 
 func (d *deck) next(r *rand.Rand) (c simulator.Case, seen int) {
@@ -185,16 +216,10 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 		target[cell] = ope.Within(target[cell], logging[cell])
 	}
 
-	truth, before := 0.0, 0.0
-	const cases = 200_000
-	for range cases {
-		c, seen := deck.next(r)
-		truth += value(&c, seen, 0, target) / cases
-		before += value(&c, seen, 0, logging) / cases
-	}
+	truth, before := deck.value(target), deck.value(logging)
 	estimators := []struct {
 		name string
-		f    func([]ope.Episode) (ope.Estimate, error)
+		f    func([]ope.Episode, float64) (ope.Estimate, error)
 	}{{"ips", ope.IPS}, {"snips", ope.SNIPS}, {"dr", ope.DR}}
 	estimates := make([][]ope.Estimate, logs)
 	var failed error
@@ -206,7 +231,7 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 			episodes := make([]ope.Episode, faults)
 			for n := range next {
 				err := ctx.Err()
-				r := rand.New(rand.NewPCG(seed, uint64(n)+1))
+				r := rand.New(rand.NewPCG(seed, 1<<32+uint64(n))) // far from the one that the policies learned from
 				for i := range episodes {
 					if err != nil {
 						break
@@ -217,7 +242,7 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 				for _, e := range estimators {
 					var x ope.Estimate
 					if err == nil {
-						x, err = e.f(episodes)
+						x, err = e.f(episodes, deck.most)
 					}
 					estimates[n] = append(estimates[n], x)
 				}
@@ -244,22 +269,29 @@ func EvaluateOffPolicy(ctx context.Context, logs, faults int, seed uint64, costs
 	for i, e := range estimators {
 		o := &out[i]
 		*o = OffPolicy{Estimator: e.name, Truth: truth, Logged: before, Logs: logs, Faults: faults}
-		within, covered := 0, 0
+		within, covered, above := 0, 0, 0
+		var widths []float64
 		for _, of := range estimates {
 			x := of[i]
 			off := math.Abs(x.Value/truth - 1)
 			o.Mean += x.Value / float64(logs)
 			o.ErrorRatio += off / float64(logs)
 			o.WorstRatio = max(o.WorstRatio, off)
+			widths = append(widths, (x.High-x.Low)/truth)
 			o.Width += (x.High - x.Low) / truth / float64(logs)
 			if off <= 0.05 {
 				within++
 			}
-			if x.Low <= truth && truth <= x.High {
+			switch {
+			case x.Low > truth:
+				above++
+			case truth <= x.High:
 				covered++
 			}
 		}
-		o.Within, o.Coverage = float64(within)/float64(logs), float64(covered)/float64(logs)
+		slices.Sort(widths)
+		o.TypicalWidth = widths[len(widths)/2]
+		o.Within, o.Coverage, o.Above = float64(within)/float64(logs), float64(covered)/float64(logs), float64(above)/float64(logs)
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -217,5 +218,47 @@ func TestOffPolicyEstimatesFindTheTruth(t *testing.T) {
 	i := slices.IndexFunc(out, func(x OffPolicy) bool { return x.Estimator == "dr" })
 	if out[i].Width > out[0].Width {
 		t.Errorf("the doubly robust intervals are wider (%v) than those of inverse propensity (%v)", out[i].Width, out[0].Width)
+	}
+}
+
+// TestShortLogsSayHowLittleTheySay: some hundred faults, where the dearest are mostly not among them, with a seed
+// whose policies differ much (106).
+func TestShortLogsSayHowLittleTheySay(t *testing.T) {
+	for _, faults := range []int{100, 1000, 3000} {
+		out, err := EvaluateOffPolicy(t.Context(), 200, faults, 106, costs, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range out {
+			if x.Coverage < 0.93 || x.Above > 1-x.Coverage || x.TypicalWidth <= 0 {
+				t.Errorf("%d faults: %+v", faults, x)
+			}
+		}
+	}
+}
+
+// TestTheTruthIsExact: it is what drawn cases cost on average, but for chance.
+func TestTheTruthIsExact(t *testing.T) {
+	d, err := newDeck(costs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(6, 6))
+	policy := tabulate(predictor.Policy{Costs: costs, Cures: predictor.NewCures(1), Explore: 0.1}, 8, r)
+	const n = 400_000
+	sum, squares := 0.0, 0.0
+	for range n {
+		c, seen := d.next(r)
+		v := value(&c, seen, 0, policy)
+		sum += v
+		squares += v * v
+	}
+	mean := sum / n
+	e := math.Sqrt((squares/n - mean*mean) / n)
+	if got := d.value(policy); math.Abs(got-mean) > 4*e {
+		t.Errorf("the truth is said to be %v, and %d drawn cases have %v, known to within %v", got, n, mean, e)
+	}
+	if _, err := EvaluateOffPolicy(t.Context(), 1, 100, 1, predictor.Costs{CrashSeconds: math.NaN()}, nil); err == nil {
+		t.Error("costs that are no number were taken")
 	}
 }
