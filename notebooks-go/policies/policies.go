@@ -137,7 +137,7 @@ func OffPolicy(ctx context.Context, s Size) (page.Section, error) {
 	return page.Section{Title: "Judging a policy on the decisions of another one", Tables: []page.Table{t},
 		Text: fmt.Sprintf("A log is of the policy that learns, as it begins, which costs %.1f VM-seconds a fault; what is judged on it is the same once it has learned, which costs %.1f. "+
 			"The truth is known here, since faults are simulated. %d logs of each length; inverse propensity (ips), self-normalised (snips), doubly robust (dr): `go doc ./predictor/ope`. "+
-			"An interval is to be read before its estimate: where it is wide, the log is too short for a decision.", logged, truth, s.Logs),
+			"An interval is to be read before its estimate: where it is wide, the log is too short for a decision. It counts one more fault, which costs the most that one can: what is dear and rare is mostly not in a short log.", logged, truth, s.Logs),
 		Figures: []page.Figure{{Name: "off-policy", Caption: "Error and width of the intervals over the length of the log", Plots: []*plot.Plot{wrong, width}}}}, nil
 }
 
