@@ -9,7 +9,10 @@ import (
 )
 
 // Objects is a bucket of files that are read and written whole. It is safe for concurrent use.
-type Objects struct{ store jetstream.ObjectStore }
+type Objects struct {
+	bus   *Bus
+	store jetstream.ObjectStore
+}
 
 // OpenObjects opens or makes a bucket.
 func OpenObjects(ctx context.Context, b *Bus, bucket string) (*Objects, error) {
@@ -17,11 +20,15 @@ func OpenObjects(ctx context.Context, b *Bus, bucket string) (*Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the store %s: %w", bucket, err)
 	}
-	return &Objects{store}, nil
+	return &Objects{b, store}, nil
 }
 
-// Put writes a file, in place of one with the same name.
+// Put writes a file, in place of one with the same name. While the disk is nearly full it returns
+// [ErrFull]: a store whose write once failed would take no more until the server is started anew.
 func (o *Objects) Put(ctx context.Context, name string, data []byte) error {
+	if err := o.bus.Room(); err != nil {
+		return fmt.Errorf("store %s: %w", name, err)
+	}
 	if _, err := o.store.PutBytes(ctx, name, data); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}

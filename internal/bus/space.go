@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -46,6 +47,17 @@ func (b *Bus) Full() string {
 		return *why
 	}
 	return ""
+}
+
+// ErrFull is wrapped by the errors of what takes much room, while there is little.
+var ErrFull = errors.New("the disk is nearly full")
+
+// Room returns [ErrFull] while no samples are taken.
+func (b *Bus) Room() error {
+	if why := b.Full(); why != "" {
+		return fmt.Errorf("%w: %s", ErrFull, why)
+	}
+	return nil
 }
 
 func (b *Bus) lookAtSpace(ctx context.Context) error {

@@ -3,6 +3,7 @@ package bus
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -61,6 +62,14 @@ func TestAFullDisk(t *testing.T) {
 	if err := OpenAudit(b).Append(t.Context(), "ann", "approve", "x", nil); err != nil {
 		t.Errorf("audit: %v", err)
 	}
+	// But no large files, which would use up what is left.
+	files, err := OpenObjects(t.Context(), b, "FILES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files.Put(t.Context(), "x", []byte("x")); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "MiB left") {
+		t.Errorf("a file: %v", err)
+	}
 	n := 0
 	if err := b.History(t.Context(), "h1", at, time.Now(), func(fleet.Sample) bool { n++; return true }); err != nil || n != taken-1 {
 		t.Errorf("%d of %d samples are there, %v", n, taken-1, err)
@@ -78,5 +87,8 @@ func TestAFullDisk(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("it still says %q", b.Full())
 		}
+	}
+	if err := files.Put(t.Context(), "x", []byte("x")); err != nil {
+		t.Errorf("a file, with room again: %v", err)
 	}
 }

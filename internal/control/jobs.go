@@ -131,6 +131,9 @@ func (p *Plane) trainOnSet(ctx context.Context, t api.Training, who string) (api
 }
 
 func (p *Plane) submit(ctx context.Context, want jobs.Job) (api.Job, error) {
+	if err := p.bus.Room(); err != nil { // what it reads and makes lies on that disk
+		return api.Job{}, problem(err)
+	}
 	j, err := p.jobs.Submit(ctx, want)
 	if err != nil {
 		return api.Job{}, jobProblem(err)

@@ -108,7 +108,7 @@ func problem(err error) error {
 		return kind(api.ErrInvalid)
 	case errors.Is(err, bus.ErrNotFound), errors.Is(err, executor.ErrNotFound):
 		return kind(api.ErrNotFound)
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, bus.ErrFull):
 		return kind(api.ErrNotReady)
 	}
 	return err
