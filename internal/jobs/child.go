@@ -153,10 +153,21 @@ func (c Child) Process(ctx context.Context, order any, files []*os.File, line fu
 		return context.Cause(ctx)
 	case err != nil && said.has("out of memory", "cannot allocate memory"):
 		return fmt.Errorf("%w: it may have %d MiB: allow more, or take fewer hosts or rows, or a shorter range", ErrMemory, c.MemoryMiB)
+	case killed(err):
+		return fmt.Errorf("the training process was killed by somebody else (%w): the kernel does that where the machine runs out of memory, its log says so; let it have less memory, or take fewer hosts or rows, or a shorter range", err)
 	case err != nil:
 		return fmt.Errorf("the training process ended with %w: %s", err, said.last())
 	}
 	return nil
+}
+
+func killed(err error) bool {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
 // arenaMiB is the size of the pieces by which Go's heap grows on 64-bit Linux, all of which

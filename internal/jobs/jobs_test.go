@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +37,9 @@ func TestMain(m *testing.M) {
 		case "crashing":
 			fmt.Fprintln(os.Stderr, "a crash of its own")
 			os.Exit(3)
+		case "killed":
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			time.Sleep(time.Hour)
 		case "lying":
 			os.NewFile(3, "model").WriteString("tardigrade model 1\nnonsense")
 			os.Exit(0)
@@ -193,6 +197,14 @@ func TestLimitsOfAProcess(t *testing.T) {
 	}
 	if _, err := child(t, "lying").Run(t.Context(), train.Spec{Kind: registry.KindAnomaly, CSV: path}, nil); !errors.Is(err, registry.ErrFile) {
 		t.Errorf("a training that writes nonsense: %v", err)
+	}
+}
+
+// Somebody who kills the process, such as a kernel that has no memory left, is said.
+func TestAKilledProcess(t *testing.T) {
+	_, err := child(t, "killed").Run(t.Context(), train.Spec{Kind: registry.KindAnomaly, CSV: "x"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "killed by somebody else") {
+		t.Errorf("%v", err)
 	}
 }
 
