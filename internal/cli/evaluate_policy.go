@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/trial"
 	"github.com/tardigrade-recovery/tardigrade/model/failure"
 	"github.com/tardigrade-recovery/tardigrade/model/feature"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
@@ -46,17 +49,21 @@ func (o *modelFlags) trainSeed(judged uint64) uint64 {
 	return judged ^ 0x7e57_7e57_7e57_7e57
 }
 
-// model trains the failure model, or reads it, and says on out how far it is.
-func (o *modelFlags) model(ctx context.Context, judged uint64, out io.Writer) (*failure.Model, error) {
+// model trains the failure model, or reads it, and says on out how far it is. It has the needed horizons
+// first.
+func (o *modelFlags) model(ctx context.Context, judged uint64, needed []time.Duration, out io.Writer) (*failure.Model, error) {
 	if o.file != "" {
 		data, err := readModel(o.file)
 		if err == nil {
+			if h, state, err := registry.Decode(data); err == nil && h.Kind == registry.KindFailure { // of 'train failure'
+				data = state
+			}
 			m, err := failure.Unmarshal(data)
 			if err == nil {
 				err = m.Accept(feature.Names())
 			}
-			if err == nil && len(m.Horizons()) != len(trial.Horizons()) {
-				err = fmt.Errorf("it has the horizons %v, and %v are needed", m.Horizons(), trial.Horizons())
+			if err == nil && !slices.Equal(m.Horizons()[:min(len(needed), len(m.Horizons()))], needed) {
+				err = fmt.Errorf("it has the horizons %v, and %v are needed", m.Horizons(), needed)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("--model %s: %w", o.file, err)
@@ -177,7 +184,7 @@ func tryPolicies(cmd *cobra.Command, size fleetFlags, from *modelFlags, logs, fa
 	// What needs no model is done while it is trained.
 	jobs := []func() error{
 		func() (err error) {
-			try.Model, err = from.model(ctx, size.seed, io.Discard)
+			try.Model, err = from.model(ctx, size.seed, trial.Horizons(), io.Discard)
 			close(trained)
 			return err
 		},
@@ -359,7 +366,7 @@ right signature, and the false alarms a host gives in a day.`,
 			if err := from.check(size.seed); err != nil {
 				return err
 			}
-			model, err := from.model(cmd.Context(), size.seed, cmd.ErrOrStderr())
+			model, err := from.model(cmd.Context(), size.seed, failure.Horizons(), cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -128,8 +128,15 @@ func TestTrainFailureFromTelemetry(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := decoded[modelFile](t, out)
-	if m.Kind != registry.KindFailure || m.Hosts != 150 || !(m.Metrics["auc_roc_86400s"] >= 0.6) || m.Metrics["calibration_error_86400s"] > 0.1 {
+	if m.Kind != registry.KindFailure || m.Hosts != 150 || !(m.Metrics["auc_roc_86400s"] >= 0.6) || m.Metrics["calibration_error_86400s"] > 0.1 || m.Metrics["later_held_out_rows"] == 0 {
 		t.Errorf("%s", out)
+	}
+	// It can be judged on a simulated fleet; trials of policies need a horizon that it has not.
+	if out, err := run(t, "evaluate", "horizon", "--hosts", "5", "--days", "1", "--model", file, "--json"); err != nil || !strings.Contains(out, `"horizon_s":86400,"signature":"all"`) {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := run(t, "evaluate", "policy", "--hosts", "5", "--days", "1", "--model", file); err == nil || !strings.Contains(err.Error(), "168h0m0s] are needed") {
+		t.Errorf("%v", err)
 	}
 }
 
