@@ -14,6 +14,10 @@
 // After so many samples the strong detector is learned anew from those that follow, of
 // which what is unusual teaches nothing, while the old one goes on scoring; and when half of
 // the chosen columns stay away, the host falls back and begins at the first stage.
+//
+// A host that stays unusual would never be learned anew by that. Where unusual samples outnumber
+// the others by as many as come between two lessons (a day in serve), it has changed for good, as by another mix of
+// VMs: all that was learned is forgotten, and the host begins at the first stage as it is now.
 package staged
 
 import (
@@ -35,7 +39,8 @@ type Config struct {
 	// Strong is how many samples the strong detector learns from, the kept ones included:
 	// at least 64, at most 4,096. 0 leaves it at the baseline.
 	Strong int
-	// Again is after how many samples the strong detector is learned anew; 0 is never.
+	// Again is after how many samples the strong detector is learned anew, and how many unusual ones more than
+	// others make a host one that has changed; 0 is never.
 	Again int
 	// Interval is the time between samples, where it is known.
 	Interval time.Duration
@@ -115,6 +120,7 @@ type Detector struct {
 	others []int // columns of rest
 	age    int   // samples since strong learned
 	gone   int   // samples in a row with half of the chosen columns missing
+	odd    int   // by how many the unusual samples outnumber the others since they last did not
 
 	x, y []float64 // chosen, others
 	last Result
@@ -200,6 +206,19 @@ func (d *Detector) widen(added int) {
 
 // Observe scores a sample, one value for each column; NaN is missing.
 func (d *Detector) Observe(at time.Time, x []float64) Result {
+	r := d.observe(at, x)
+	if min(r.Lead, r.Rest) < quiet {
+		d.odd++
+	} else {
+		d.odd = max(0, d.odd-1)
+	}
+	if d.cfg.Again > 0 && d.odd >= d.cfg.Again {
+		d.forget()
+	}
+	return r
+}
+
+func (d *Detector) observe(at time.Time, x []float64) Result {
 	learned, tail := d.first.Observe(at, x)
 	d.learned = learned
 	d.last = Result{Learned: learned, Lead: 1, Rest: tail}
@@ -353,13 +372,29 @@ func (d *Detector) fallBack() {
 	if d.gone++; d.gone < goneAfter {
 		return
 	}
+	d.restart()
+}
+
+// restart returns to the first stage, of which the baseline is kept.
+func (d *Detector) restart() {
 	d.Close()
 	d.chosen, d.strong, d.rest, d.others, d.gone = nil, nil, nil, nil, 0
+	d.wide, d.kept, d.last.Strong = nil, nil, false
+	if d.cfg.Strong == 0 {
+		return
+	}
 	for c, host := range d.host {
 		if host && len(d.wide) < mostWide {
 			d.wide = append(d.wide, c)
 		}
 	}
+}
+
+// forget begins anew with what the host is like now.
+func (d *Detector) forget() {
+	d.restart()
+	d.first, _ = baseline.New(len(d.host), baseline.Config{Learn: d.cfg.Learn}) // as the first one was made
+	d.odd = 0
 }
 
 // Close gives back what the detector holds of what is shared. It may be used on.

@@ -192,6 +192,61 @@ func TestLearnsAnew(t *testing.T) {
 	}
 }
 
+// TestAHostThatHasChangedForGood is unusual until it is learned anew as it is now, also over a restart; one that is unusual for
+// less than that is not learned from.
+func TestAHostThatHasChangedForGood(t *testing.T) {
+	cfg := Config{Learn: 100, Strong: 200, Again: 1000}
+	s := newSource(11)
+	wild := func() []float64 { // each load swings by itself, far more than it did
+		x := s.next()
+		for c := 10; c < width+4; c++ {
+			x[c] += 50 * float64(c) * s.r.NormFloat64()
+		}
+		return x
+	}
+	odd := func(r Result) bool { return min(r.Lead, r.Rest) < 1e-4 }
+	after := func(d *Detector, sample func() []float64, n int) (unusual int) {
+		for range n {
+			if r := d.Observe(time.Time{}, sample()); odd(r) {
+				unusual++
+			}
+			d.Explain(make([]float64, width+4))
+		}
+		return unusual
+	}
+	d := grown(t, cfg)
+	feed(d, s, 900, nil)
+	if n := after(d, wild, 900); n < 890 {
+		t.Fatalf("%d of 900 samples are unusual", n)
+	}
+	if after(d, s.next, 500); d.odd > 600 {
+		t.Fatalf("it is calm again, and counts as unusual by %d samples", d.odd)
+	}
+	if n := after(d, wild, 300); n < 290 {
+		t.Fatalf("what was unusual for less than a lesson has become normal: %d of 300 samples are unusual", n)
+	}
+	data, err := d.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := append(bytes.Clone(data[:16]), data[20:]...) // as version 2, which had no count
+	old[0] = 2
+	d = grown(t, cfg)
+	if err := d.UnmarshalBinary(old); err != nil || d.odd != 0 || d.strong == nil {
+		t.Errorf("the state of version 2: %v, %d unusual samples", err, d.odd)
+	}
+	d = grown(t, cfg)
+	if err := d.UnmarshalBinary(data); err != nil {
+		t.Fatal(err)
+	}
+	if n := after(d, wild, 1000); n < 100 || n > 900 {
+		t.Errorf("%d samples are unusual before it is learned anew", n)
+	}
+	if n := after(d, wild, 1000); n > 5 || !d.last.Strong {
+		t.Errorf("%d of 1000 samples are unusual when it has been learned anew; %+v", n, d.last)
+	}
+}
+
 func TestFallsBackWhereColumnsGo(t *testing.T) {
 	d, s := grown(t, usual), newSource(6)
 	feed(d, s, 600, nil)
@@ -201,6 +256,7 @@ func TestFallsBackWhereColumnsGo(t *testing.T) {
 			x[c] = math.NaN()
 		}
 		d.Observe(time.Time{}, x)
+		d.Explain(make([]float64, width+4)) // also of the sample that ends it
 	}
 	if d.strong != nil || d.last.Strong {
 		t.Fatal("it scores columns that are gone")

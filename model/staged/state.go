@@ -12,8 +12,8 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/model/stream"
 )
 
-// stateVersion begins the saved state.
-const stateVersion = 2
+// stateVersion begins the saved state. Version 2 had no count of unusual samples.
+const stateVersion = 3
 
 // mostColumns bounds what a saved state may claim.
 const mostColumns = 1 << 17
@@ -24,7 +24,7 @@ var le = binary.LittleEndian
 // and the detectors' own states, each after its length.
 func (d *Detector) MarshalBinary() ([]byte, error) {
 	b := le.AppendUint32(nil, stateVersion)
-	for _, n := range []int{len(d.host), d.age, d.gone} {
+	for _, n := range []int{len(d.host), d.age, d.gone, d.odd} {
 		b = le.AppendUint32(b, uint32(n))
 	}
 	for _, h := range d.host {
@@ -84,11 +84,15 @@ var errState = errors.New("the saved state is damaged")
 
 func (d *Detector) decode(b []byte) (*Detector, error) {
 	r := &reader{b: b}
-	if v := r.number(math.MaxUint32); v != stateVersion {
-		return nil, fmt.Errorf("the saved state has version %d, this release reads %d", v, stateVersion)
+	version := r.number(math.MaxUint32)
+	if version != 2 && version != stateVersion {
+		return nil, fmt.Errorf("the saved state has version %d, this release reads 2 and %d", version, stateVersion)
 	}
 	width := r.number(mostColumns)
 	n := &Detector{cfg: d.cfg, age: r.number(math.MaxInt32), gone: r.number(goneAfter)}
+	if version > 2 {
+		n.odd = r.number(math.MaxInt32)
+	}
 	if width != len(d.host) {
 		return nil, fmt.Errorf("the saved state has %d columns, the detector %d", width, len(d.host))
 	}
