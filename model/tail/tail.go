@@ -17,6 +17,12 @@ const Apart = 60
 // [Apart] samples in a row are not, and the highest of an episode is its peak. Above Base the
 // tail is the rate at which episodes begin times a generalised Pareto distribution of their peaks,
 // so that what is below a tail of p begins p times a sample on average.
+//
+// An episode that does not end is one episode. Its scores stay in the tail for as long as it lasts, so that an alarm on
+// them stays up; what they teach is one bounded peak, when it ends. After a thousand samples the rate is not forgotten meanwhile, since no
+// episode can begin, and Base follows only scores near it. So an incident does not pass for normal however long it lasts,
+// and what comes after it is judged as before. That a host has changed for good cannot be told from its
+// scores alone: package staged learns it anew after a day.
 type Tail struct {
 	Base         float64 // the 0.9 quantile
 	Rate         float64 // episodes a sample
@@ -24,6 +30,7 @@ type Tail struct {
 	N, Episodes  float64 // samples and episodes that are remembered
 	Peak         float64 // excess of the episode under way, 0 for none
 	Calm         int     // samples below Base since
+	lasts        int     // samples since its peak is beyond what teaches; begins anew where it is loaded
 }
 
 const (
@@ -33,6 +40,7 @@ const (
 	shapeCount = 50   // episodes that this counts as
 	leastMean  = 0.05 // of the excess
 	mostExcess = 5    // that teaches, in means
+	long       = 1000 // samples of an incident from which on the rate is kept
 )
 
 // New learns from finite scores in order, which should not have been learned from by what gave
@@ -107,7 +115,12 @@ func (t *Tail) Of(score float64) float64 {
 // teaches, and base moves little, so that it does not pass for normal soon.
 func (t *Tail) Adapt(score, memory float64) {
 	t.N = min(t.N+1, memory)
-	t.Rate *= 1 - 1/t.N
+	if t.lasts++; t.Peak <= mostExcess*t.Mean {
+		t.lasts = 0
+	}
+	if t.lasts < long {
+		t.Rate *= 1 - 1/t.N
+	}
 	if ended := t.next(score); ended > 0 {
 		t.Rate = min(t.Rate+1/t.N, 1-quantile)
 		t.Episodes = min(t.Episodes+1, max(1, memory*t.Rate))

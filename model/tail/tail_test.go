@@ -92,3 +92,33 @@ func TestAdaptFollowsTheScores(t *testing.T) {
 		t.Error("what is sound, and what is not")
 	}
 }
+
+// TestAnEpisodeThatLastsTeachesLittle: while it lasts, and after it, a score means what it meant before.
+func TestAnEpisodeThatLastsTeachesLittle(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	d, err := New(scores(r, 20_000, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range scores(r, 40_000, 1) {
+		d.Adapt(s, 20_000)
+	}
+	before := d
+	for i := range 100_000 { // more than a day, at a sample a second
+		if p := d.Of(30); p > 1e-6 {
+			t.Fatalf("after %d samples of it a tail of %v", i, p)
+		}
+		d.Adapt(30+r.NormFloat64(), 20_000)
+	}
+	for range Apart {
+		d.Adapt(0.5, 20_000)
+	}
+	for _, s := range []float64{2, 4, 6} {
+		if was, is := before.Of(s), d.Of(s); is < 0.8*was || is > 1.5*was {
+			t.Errorf("a score of %v had the tail %v, and after the episode %v", s, was, is)
+		}
+	}
+	if d.Episodes > before.Episodes+1 || !d.Sound() {
+		t.Errorf("before %+v, after %+v", before, d)
+	}
+}
