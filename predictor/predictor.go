@@ -64,8 +64,10 @@ type Config struct {
 
 const (
 	topSeries = 5
-	// settleFor is how long services that were restarted take to be as usual.
-	settleFor = 90 * time.Second
+	// settleFor is how long services that were restarted take to be as usual, and settleSamples for how many
+	// samples a detector's windows still hold what was before.
+	settleFor     = 90 * time.Second
+	settleSamples = 120
 )
 
 // Predictor holds the state of one host. It is not safe for concurrent use.
@@ -162,9 +164,9 @@ func (p *Predictor) Observe(s *fleet.Sample) (fleet.Prediction, error) {
 	}
 	finding := p.evidence.judge(p.cfg.Horizon)
 	if p.settling {
-		p.settling, p.settledAfter = false, s.Time.Add(settleFor)
+		p.settling, p.settledAfter = false, s.Time.Add(p.settle())
 	}
-	if s.Time.After(p.settledAfter) || p.settledAfter.Sub(s.Time) > settleFor {
+	if s.Time.After(p.settledAfter) || p.settledAfter.Sub(s.Time) > p.settle() {
 		if o.Learning {
 			p.alarm.rest()
 		} else {
@@ -184,9 +186,13 @@ func surprise(tail float64) float64 {
 	return -math.Log10(min(max(tail, 1e-300), 1))
 }
 
+// settle is how long after an action a score alone is no alarm.
+func (p *Predictor) settle() time.Duration { return max(settleFor, settleSamples*p.cfg.Interval) }
+
 // Recovered tells that an action has just ended well: what was seen before it
 // says nothing of the host any more, and for a while an unusual sample alone is no
-// alarm, since restarted services have yet to fill their caches. What is seen
+// alarm, since restarted services have yet to fill their caches, and the detector remembers the
+// minutes before. What is seen
 // directly, such as a failed health check, counts at once.
 func (p *Predictor) Recovered() {
 	p.evidence.recovered()

@@ -106,3 +106,69 @@ func takesOver(t *testing.T, detector, strongName string) {
 		t.Errorf("with a host gone wild: %+v", out)
 	}
 }
+
+// TestWhatBecomesOfAHostThatIsUnusual has a host whose metrics swing far more from the fourth day on, and looks for how many hours of
+// each day the alarm is up.
+func TestWhatBecomesOfAHostThatIsUnusual(t *testing.T) {
+	t.Parallel()
+	const day = 24 * 60 // samples
+	names := []string{"load_1m", "cpu_busy_ratio", "memory_used_ratio", "pressure_io_some_ratio", "pressure_cpu_some_ratio", "disk_busy_ratio", "cpu_iowait_ratio", "load_5m", "load_15m"}
+	schema := fleet.NewSchema(names)
+	for name, c := range map[string]struct {
+		hours    int // for how long it is
+		repaired bool
+		most     [6]float64 // hours of alarm on each day
+		least    [6]float64 // of these 95 %
+	}{
+		"for good":           {1000, false, [6]float64{0, 0, 0, 24, 2, 0}, [6]float64{3: 24}},
+		"until it passes":    {8, false, [6]float64{0, 0, 0, 11, 0, 0}, [6]float64{3: 8}},
+		"until it is mended": {8, true, [6]float64{0, 0, 0, 8.1, 0, 0}, [6]float64{3: 8}},
+	} {
+		r := rand.New(rand.NewPCG(1, 2))
+		p, err := predictor.New("h", predictor.Config{NewDetector: Detectors(config.Default().Model, time.Minute), Model: detectorName, FalseAlarms: 1, Interval: time.Minute, Horizon: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		course := make([]float64, len(names))
+		var up [6]float64
+		begins, on := 0, false
+		for i := range 6 * day {
+			at = at.Add(time.Minute)
+			swing := 1.0
+			if i >= 3*day && i < 3*day+c.hours*60 {
+				swing = 30
+			}
+			if c.repaired && i == 3*day+c.hours*60 {
+				p.Recovered()
+			}
+			x := make([]float64, len(names))
+			for k := range x {
+				course[k] = 0.8*course[k] + 0.6*r.NormFloat64()
+				x[k] = 50 + course[k]
+				if k%2 == 0 {
+					x[k] = 50 + swing*course[k]
+				}
+			}
+			out, err := p.Observe(&fleet.Sample{Host: "h", Time: at, Boot: "b", Schema: schema, Values: x})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out.Anomalous {
+				up[i/day] += 1.0 / 60
+				if !on {
+					begins++
+				}
+			}
+			on = out.Anomalous
+		}
+		for d, h := range up {
+			if h > c.most[d] || h < 0.95*c.least[d] {
+				t.Errorf("unusual %s: on day %d the alarm is up for %.1f hours", name, d, h)
+			}
+		}
+		if begins != 1 {
+			t.Errorf("unusual %s: %d alarms", name, begins)
+		}
+	}
+}
