@@ -249,6 +249,7 @@ func TestDashboard(t *testing.T) {
 		defer p.close()
 		p.sees("#models h3", modelID)
 		p.sees("#models td", "-0.100")
+		p.sees("#models th", "Foreseen of 2 incidents")
 		p.sees("#models p", "too early")
 		p.gone("#models .badge.open")
 		func() {

@@ -58,6 +58,11 @@ type Comparison struct {
 	MeanAbsolute   float64 `json:"mean_absolute_difference"`
 	AlarmsChampion int64   `json:"alarms_champion"`
 	AlarmsShadow   int64   `json:"alarms_shadow"`
+	// Incidents is how many there were of hosts that both scored, and Foreseen before how many of
+	// them each had begun an alarm, at most a horizon before.
+	Incidents        int `json:"incidents"`
+	ForeseenChampion int `json:"foreseen_champion"`
+	ForeseenShadow   int `json:"foreseen_shadow"`
 	// Promotable says whether the rule of the configuration would promote it now, and Why.
 	Promotable bool   `json:"promotable"`
 	Why        string `json:"why"`

@@ -65,7 +65,7 @@ func (f *fake) RollbackModel(_ context.Context, kind, who, note string) (Model, 
 
 func (f *fake) Comparisons(context.Context) ([]Comparison, error) {
 	defer f.lock()()
-	return []Comparison{{Shadow: modelID, Promotable: f.promotable, Since: epoch, Hosts: 3, Samples: 1000, MeanChampion: 0.5, MeanShadow: 0.4, MeanDifference: -0.1, MeanAbsolute: 0.2, AlarmsChampion: 3, AlarmsShadow: 1, Why: "too early"}}, f.err
+	return []Comparison{{Shadow: modelID, Promotable: f.promotable, Since: epoch, Hosts: 3, Samples: 1000, MeanChampion: 0.5, MeanShadow: 0.4, MeanDifference: -0.1, MeanAbsolute: 0.2, AlarmsChampion: 3, AlarmsShadow: 1, Incidents: 2, ForeseenChampion: 2, ForeseenShadow: 1, Why: "too early"}}, f.err
 }
 
 func (f *fake) Drifts(context.Context) ([]Drift, error) {
@@ -125,6 +125,7 @@ func TestModelsJobsAndIncidents(t *testing.T) {
 		{"POST", "/api/v1/models/" + modelID + "/retire", "", 200, []any{"by"}, "local"},
 		{"POST", "/api/v1/models/rollback", `{"kind":"failure"}`, 200, []any{"kind"}, "failure"},
 		{"GET", "/api/v1/models/shadow", "", 200, []any{"comparisons", 0, "alarms_shadow"}, 1.0},
+		{"GET", "/api/v1/models/shadow", "", 200, []any{"comparisons", 0, "foreseen_champion"}, 2.0},
 		{"GET", "/api/v1/models/drift", "", 200, []any{"drift", 0, "worst", 0, "psi"}, 0.3},
 		{"POST", "/api/v1/models/train", `{"kind":"failure","from":"2026-01-01T00:00:00Z","to":"2026-01-02T00:00:00Z","hosts":["h1"]}`, 202, []any{"kind"}, "failure"},
 		{"POST", "/api/v1/models/train", `{"kind":"anomaly","dataset":"fleet-7"}`, 202, []any{"data"}, "the data set fleet-7"},

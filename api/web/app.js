@@ -181,7 +181,8 @@ function shadow(c) {
       el("thead", {}, el("tr", {}, ["", "In use", "Shadow", "Difference"].map((t) => el("th", { scope: "col" }, t)))),
       el("tbody", {},
         row("Mean score", c.mean_champion.toFixed(3), c.mean_shadow.toFixed(3), c.mean_difference.toFixed(3)),
-        row("Alarms", c.alarms_champion, c.alarms_shadow, c.alarms_shadow - c.alarms_champion)))),
+        row("Alarms", c.alarms_champion, c.alarms_shadow, c.alarms_shadow - c.alarms_champion),
+        row(`Foreseen of ${count(c.incidents, "incident")}`, c.foreseen_champion, c.foreseen_shadow, c.foreseen_shadow - c.foreseen_champion)))),
     el("p", { class: "dim" }, cut(c.why)));
 }
 

@@ -187,8 +187,9 @@ fresh start, stop the control plane and remove its file; to move what was learne
 				return eachLine(out, got.Comparisons)
 			}
 			for _, s := range got.Comparisons {
-				fmt.Fprintf(out, "%s beside %s since %s: %d samples of %d hosts, mean score %.3f and %.3f (difference %+.3f, absolute %.3f), alarms %d and %d\n  %s\n",
-					s.Shadow, orOwn(s.Champion), s.Since.Format(time.DateTime), s.Samples, s.Hosts, s.MeanShadow, s.MeanChampion, s.MeanDifference, s.MeanAbsolute, s.AlarmsShadow, s.AlarmsChampion, s.Why)
+				fmt.Fprintf(out, "%s beside %s since %s: %d samples of %d hosts, mean score %.3f and %.3f (difference %+.3f, absolute %.3f), alarms %d and %d, foreseen %d and %d of %d incidents\n  %s\n",
+					s.Shadow, orOwn(s.Champion), s.Since.Format(time.DateTime), s.Samples, s.Hosts, s.MeanShadow, s.MeanChampion, s.MeanDifference, s.MeanAbsolute, s.AlarmsShadow, s.AlarmsChampion,
+					s.ForeseenShadow, s.ForeseenChampion, s.Incidents, s.Why)
 			}
 			return nil
 		},

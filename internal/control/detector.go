@@ -124,7 +124,7 @@ func (d *detector) Observe(at time.Time, x []float64) predictor.Observation {
 	}
 	if tail, ok := d.shadow.observe(at, x); ok && !o.Learning {
 		used, would := -math.Log10(max(o.Tail, 1e-300)), -math.Log10(max(both(tail, r.Rest), 1e-300))
-		d.roster.compare(registry.KindAnomaly, d.host, used, would, [2]bool{d.alarms[0].see(used), d.alarms[1].see(would)})
+		d.roster.compare(registry.KindAnomaly, d.host, at, used, would, [2]bool{d.alarms[0].see(used), d.alarms[1].see(would)})
 	}
 	return o
 }

@@ -75,7 +75,7 @@ func TestWhatWasForetoldIsJudgedAfterARestart(t *testing.T) {
 	w.cfg.Model.Drift.PSI = 1e6
 	w.up()
 	w.learned()
-	file := w.imports(foreseeing(t))
+	file := w.imports(foreseeing(t, false))
 	w.promoted(file.ID, true)
 	champion := func() *seated {
 		return await(w, "the champion", func() (*seated, bool) {

@@ -73,7 +73,7 @@ func TestProbabilitiesAreHeldAgainstIncidents(t *testing.T) {
 	w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.PSI = 20, 1e6 // the data themselves are as they may be
 	w.up()
 	w.learned()
-	file := w.imports(foreseeing(t))
+	file := w.imports(foreseeing(t, false))
 	w.promoted(file.ID, true)
 	champion := await(w, "the champion has seen enough", func() (*seated, bool) {
 		all, _ := w.plane.Drifts(t.Context())

@@ -295,7 +295,7 @@ func (p *Plane) driftLimits() (l drift.Limits, window time.Duration) {
 }
 
 func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
-	for _, c := range p.roster.comparisons() {
+	for _, c := range p.roster.comparisons(p.labels()) {
 		ok, why := p.rule().Allows(c, now)
 		switch key := "promote " + c.Shadow + " " + c.Champion; {
 		case !ok:
@@ -354,14 +354,15 @@ func (p *Plane) askForTraining(ctx context.Context, k registry.Kind, m *seated, 
 // Comparisons says how shadows do.
 func (p *Plane) Comparisons(context.Context) ([]api.Comparison, error) {
 	out := []api.Comparison{}
-	all := p.roster.comparisons()
+	all := p.roster.comparisons(p.labels())
 	for _, k := range registry.Kinds() {
 		c, ok := all[k]
 		if !ok {
 			continue
 		}
 		v := api.Comparison{Shadow: c.Shadow, Champion: c.Champion, Since: c.Since, Hosts: c.Hosts, Samples: c.Samples, MeanChampion: c.MeanChampion, MeanShadow: c.MeanShadow,
-			MeanDifference: c.MeanDifference, MeanAbsolute: c.MeanAbsolute, AlarmsChampion: c.AlarmsChampion, AlarmsShadow: c.AlarmsShadow}
+			MeanDifference: c.MeanDifference, MeanAbsolute: c.MeanAbsolute, AlarmsChampion: c.AlarmsChampion, AlarmsShadow: c.AlarmsShadow,
+			Incidents: c.Incidents, ForeseenChampion: c.ForeseenChampion, ForeseenShadow: c.ForeseenShadow}
 		v.Promotable, v.Why = p.rule().Allows(c, time.Now())
 		out = append(out, v)
 	}

@@ -250,6 +250,73 @@ func TestAShadowIsPromotedByTheRule(t *testing.T) {
 	}
 }
 
+// A shadow that foresaw fewer of the incidents than the champion is left to a person, and its alarms
+// alone decide where nothing happened.
+func TestAShadowMustForeseeWhatTheChampionDoes(t *testing.T) {
+	for name, c := range map[string]struct {
+		blind    bool
+		happened bool
+		want     string
+		why      string
+		foreseen int
+	}{
+		"foreseen":         {false, true, "champion", "of 1 incidents it foresaw 1, and the champion 1", 1},
+		"missed":           {true, true, "shadow", "of 1 incidents it foresaw 0, and the champion 1", 0},
+		"nothing happened": {true, false, "champion", "0 alarms, where the champion had 1", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.cfg.Model.Promote, w.cfg.Model.PromoteSamples = "rule", 20
+			w.label.DryRun = true
+			busy, _ := w.pressed()
+			w.up()
+			w.learned()
+			a, b := w.imports(foreseeing(t, false)), w.imports(foreseeing(t, c.blind))
+			w.promoted(a.ID, true)
+			w.promoted(b.ID, false)
+			compared := func(what string, ok func(api.Comparison) bool) api.Comparison {
+				t.Helper()
+				return await(w, what, func() (api.Comparison, bool) {
+					all, _ := w.plane.Comparisons(t.Context())
+					if len(all) != 1 {
+						return api.Comparison{}, false
+					}
+					return all[0], ok(all[0])
+				})
+			}
+			compared("the shadow has scored a sound host", func(c api.Comparison) bool { return c.Samples >= 20 })
+			happened := func(at time.Time, failed bool, source fleet.IncidentSource) {
+				t.Helper()
+				i := fleet.Incident{Host: w.label.ID, From: at, To: at, Failed: failed, Signature: fleet.SignatureMemoryLeak, Source: source}
+				if _, err := w.plane.AddIncident(t.Context(), i, "ann"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			happened(time.Now().Add(-time.Hour), true, fleet.IncidentPerson) // before they were compared
+			busy.Store(0.9)
+			compared("the alarms have begun", func(now api.Comparison) bool {
+				return now.AlarmsChampion == 1 && (c.blind || now.AlarmsShadow == 1)
+			})
+			if c.happened {
+				happened(time.Now(), true, fleet.IncidentCrash)
+				happened(time.Now(), true, fleet.IncidentPerson) // the same once more
+			} else {
+				happened(time.Now(), false, fleet.IncidentExecution) // what the champion's word led to
+			}
+			p := compared("what happened is counted", func(now api.Comparison) bool { return now.Incidents > 0 == c.happened })
+			if p.ForeseenShadow != c.foreseen || p.ForeseenChampion != p.Incidents || p.Incidents > 1 {
+				t.Errorf("%+v", p)
+			}
+			tomorrow := time.Now().Add(25 * time.Hour)
+			_, why := w.plane.rule().Allows(w.plane.roster.comparisons(w.plane.labels())[registry.KindFailure], tomorrow)
+			w.plane.lookAtModels(t.Context(), tomorrow)
+			if m, err := w.plane.Model(t.Context(), b.ID); err != nil || m.State != c.want || !strings.Contains(why, c.why) {
+				t.Errorf("it is %s: %s, %v", m.State, why, err)
+			}
+		})
+	}
+}
+
 // A data set that lies in the data directory is trained on in place of what is stored.
 func TestATrainingFromADataSet(t *testing.T) {
 	w := newWorld(t)

@@ -79,8 +79,9 @@ type crew struct{ champion, shadow *seated }
 
 // roster is who scores, and how they compare. It is safe for concurrent use.
 type roster struct {
-	alarm func() *predictor.Alarm // on anomaly scores
-	crews map[registry.Kind]*atomic.Pointer[crew]
+	alarm   func() *predictor.Alarm // on anomaly scores
+	horizon time.Duration           // for how long ahead an alarm is meant
+	crews   map[registry.Kind]*atomic.Pointer[crew]
 
 	mu       sync.Mutex
 	compared map[registry.Kind]*comparing
@@ -91,12 +92,28 @@ type roster struct {
 type comparing struct {
 	registry.Comparison
 	champion, shadow, difference, absolute float64
-	hosts                                  map[fleet.HostID]bool
+	hosts                                  map[fleet.HostID]*compared
+}
+
+// compared is when champion and shadow scored a host, and when an alarm of each began, the
+// latest last.
+type compared struct {
+	from, to time.Time
+	alarms   [2][]time.Time
+}
+
+// mostAlarms is how many alarms of a host are kept of each, to tell whether one came before an
+// incident that becomes known later.
+const mostAlarms = 64
+
+// foresaw says whether one of them had begun an alarm then, at most a horizon before.
+func (c *compared) foresaw(who int, at time.Time, horizon time.Duration) bool {
+	return slices.ContainsFunc(c.alarms[who], func(began time.Time) bool { return !began.After(at) && at.Sub(began) <= horizon })
 }
 
 // newRoster returns an empty one, for hosts that are sampled so often.
 func newRoster(cfg config.Model, every time.Duration) *roster {
-	r := &roster{alarm: func() *predictor.Alarm { return predictor.NewAlarm(cfg.FalseAlarmsPerMonth, every) }, crews: make(map[registry.Kind]*atomic.Pointer[crew]), compared: make(map[registry.Kind]*comparing), trouble: make(map[string]string)}
+	r := &roster{alarm: func() *predictor.Alarm { return predictor.NewAlarm(cfg.FalseAlarmsPerMonth, every) }, horizon: cfg.Horizon.D(), crews: make(map[registry.Kind]*atomic.Pointer[crew]), compared: make(map[registry.Kind]*comparing), trouble: make(map[string]string)}
 	for _, k := range registry.Kinds() {
 		r.crews[k] = &atomic.Pointer[crew]{}
 		r.crews[k].Store(&crew{})
@@ -122,7 +139,7 @@ func (r *roster) seat(k registry.Kind, s registry.State, m *seated) {
 	r.crews[k].Store(&now)
 	delete(r.compared, k)
 	if now.shadow != nil {
-		c := &comparing{hosts: make(map[fleet.HostID]bool)}
+		c := &comparing{hosts: make(map[fleet.HostID]*compared)}
 		c.Shadow, c.Since = now.shadow.version.ID, time.Now().UTC()
 		if now.champion != nil {
 			c.Champion = now.champion.version.ID
@@ -180,7 +197,7 @@ func (a *alarm) see(score, threshold float64) (begins bool) {
 }
 
 // compare takes what both say of a sample, and whether an alarm of each begins.
-func (r *roster) compare(k registry.Kind, host fleet.HostID, champion, shadow float64, alarms [2]bool) {
+func (r *roster) compare(k registry.Kind, host fleet.HostID, at time.Time, champion, shadow float64, alarms [2]bool) {
 	if math.IsNaN(champion) || math.IsNaN(shadow) {
 		return
 	}
@@ -190,20 +207,29 @@ func (r *roster) compare(k registry.Kind, host fleet.HostID, champion, shadow fl
 	if c == nil {
 		return
 	}
-	c.hosts[host] = true
+	h := c.hosts[host]
+	if h == nil {
+		h = &compared{from: at}
+		c.hosts[host] = h
+	}
+	h.to = at
 	c.Samples++
 	c.champion, c.shadow = c.champion+champion, c.shadow+shadow
 	c.difference, c.absolute = c.difference+shadow-champion, c.absolute+math.Abs(shadow-champion)
-	if alarms[0] {
-		c.AlarmsChampion++
-	}
-	if alarms[1] {
-		c.AlarmsShadow++
+	for i, count := range []*int64{&c.AlarmsChampion, &c.AlarmsShadow} {
+		if alarms[i] {
+			*count++
+			h.alarms[i] = append(h.alarms[i][max(0, len(h.alarms[i])-mostAlarms+1):], at)
+		}
 	}
 }
 
-// comparisons are the means so far.
-func (r *roster) comparisons() map[registry.Kind]registry.Comparison {
+// comparisons are the means so far, and who foresaw which of the incidents. What an execution
+// averted does not count: what is in use had said so itself, and nobody knows what would have come.
+// What begins within a horizon of an incident of the same host counts as the same.
+func (r *roster) comparisons(incidents []fleet.Incident) map[registry.Kind]registry.Comparison {
+	incidents = slices.DeleteFunc(slices.Clone(incidents), func(i fleet.Incident) bool { return !i.Failed && i.Source == fleet.IncidentExecution })
+	slices.SortFunc(incidents, func(a, b fleet.Incident) int { return a.From.Compare(b.From) })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := make(map[registry.Kind]registry.Comparison)
@@ -211,6 +237,21 @@ func (r *roster) comparisons() map[registry.Kind]registry.Comparison {
 		v, n := c.Comparison, max(1, float64(c.Samples))
 		v.Hosts = len(c.hosts)
 		v.MeanChampion, v.MeanShadow, v.MeanDifference, v.MeanAbsolute = c.champion/n, c.shadow/n, c.difference/n, c.absolute/n
+		last := make(map[fleet.HostID]time.Time)
+		for _, i := range incidents {
+			h := c.hosts[i.Host]
+			if h == nil || i.From.Before(h.from) || i.From.Sub(h.to) > r.horizon || !last[i.Host].IsZero() && i.From.Sub(last[i.Host]) <= r.horizon {
+				continue
+			}
+			last[i.Host] = i.From
+			v.Incidents++
+			if h.foresaw(0, i.From, r.horizon) {
+				v.ForeseenChampion++
+			}
+			if h.foresaw(1, i.From, r.horizon) {
+				v.ForeseenShadow++
+			}
+		}
 		out[k] = v
 	}
 	return out
@@ -279,7 +320,8 @@ type forecast struct {
 	x        []float64
 	p        []float64
 	s        []float64
-	alarms   [2]alarm
+	crew     *crew    // who scored last
+	alarms   [2]alarm // of the champion, and of the shadow
 }
 
 // failureAlarm is the probability from which a failure model's word counts as an alarm.
@@ -329,9 +371,12 @@ func (f *forecast) improve(r *roster, out *fleet.Prediction) {
 			out.Evidence = slices.Insert(out.Evidence, 0, t.sentence(m.version.ID))
 		}
 	}
+	if f.crew != c { // an alarm of one that is gone would hide that of its successor
+		f.crew, f.alarms = c, [2]alarm{}
+	}
 	if m := c.shadow; m != nil {
 		p := f.ask(m.failure, out.HorizonSeconds).within
-		r.compare(registry.KindFailure, out.Host, said, p, [2]bool{f.alarms[0].see(said, failureAlarm), f.alarms[1].see(p, failureAlarm)})
+		r.compare(registry.KindFailure, out.Host, out.Time, said, p, [2]bool{f.alarms[0].see(said, failureAlarm), f.alarms[1].see(p, failureAlarm)})
 	}
 }
 

@@ -482,9 +482,15 @@ type Comparison struct {
 	// Alarms are how many began, of each.
 	AlarmsChampion int64 `json:"alarms_champion"`
 	AlarmsShadow   int64 `json:"alarms_shadow"`
+	// Incidents is how many there were of hosts that both scored, and Foreseen before how many of
+	// them each had begun an alarm, at most a horizon before.
+	Incidents        int `json:"incidents"`
+	ForeseenChampion int `json:"foreseen_champion"`
+	ForeseenShadow   int `json:"foreseen_shadow"`
 }
 
-// Rule is when a shadow becomes champion by itself.
+// Rule is when a shadow becomes champion by itself: it must have foreseen as many of the incidents as
+// the champion, beside what is stated here.
 type Rule struct {
 	// After is how long it must have been shadow, and Samples how many samples it must have
 	// scored since.
@@ -510,6 +516,12 @@ func (r Rule) Allows(c Comparison, now time.Time) (bool, string) {
 		return false, fmt.Sprintf("%d alarms in shadow, and the champion had %d: at most %.3g for each are allowed", c.AlarmsShadow, c.AlarmsChampion, r.AlarmRatio)
 	case c.AlarmsShadow == 0 && c.AlarmsChampion >= blind:
 		return false, fmt.Sprintf("no alarm in shadow, and the champion had %d: it may see nothing; if these were false, promote it by hand", c.AlarmsChampion)
+	case c.ForeseenShadow < c.ForeseenChampion:
+		return false, fmt.Sprintf("of %d incidents it foresaw %d, and the champion %d: as many are needed", c.Incidents, c.ForeseenShadow, c.ForeseenChampion)
 	}
-	return true, fmt.Sprintf("%d samples of %d hosts in shadow with %d alarms, where the champion had %d", c.Samples, c.Hosts, c.AlarmsShadow, c.AlarmsChampion)
+	why := fmt.Sprintf("%d samples of %d hosts in shadow with %d alarms, where the champion had %d", c.Samples, c.Hosts, c.AlarmsShadow, c.AlarmsChampion)
+	if c.Incidents > 0 {
+		why += fmt.Sprintf("; of %d incidents it foresaw %d, and the champion %d", c.Incidents, c.ForeseenShadow, c.ForeseenChampion)
+	}
+	return true, why
 }

@@ -356,6 +356,10 @@ func TestRule(t *testing.T) {
 		"blind":      {Comparison{Since: day, Samples: 1000, AlarmsChampion: 3}, false},
 		"quiet days": {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2}, true},
 		"the first":  {Comparison{Since: day, Samples: 1000, AlarmsShadow: 1}, true},
+		"missed one": {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2, AlarmsShadow: 2, Incidents: 5, ForeseenChampion: 2, ForeseenShadow: 1}, false},
+		"as many":    {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2, AlarmsShadow: 2, Incidents: 5, ForeseenChampion: 2, ForeseenShadow: 2}, true},
+		"more":       {Comparison{Since: day, Samples: 1000, AlarmsChampion: 2, AlarmsShadow: 2, Incidents: 5, ForeseenShadow: 1}, true},
+		"none did":   {Comparison{Since: day, Samples: 1000, Incidents: 5}, true},
 	} {
 		got, why := rule.Allows(c.Comparison, day.Add(time.Hour))
 		if got != c.want || why == "" {
