@@ -69,9 +69,14 @@ const folds = 5
 
 // Fit learns a map. The rows must not be those that the model learned from. Weights may be
 // nil. It is an error if all labels are the same or a score is not finite.
-func Fit(raw []float64, labels []bool, weights []float64) (Map, error) {
-	if len(raw) != len(labels) || weights != nil && len(weights) != len(raw) {
-		return Map{}, fmt.Errorf("calibration: %d scores, %d labels and %d weights", len(raw), len(labels), len(weights))
+//
+// Groups name what a row belongs to, such as its host, whose rows resemble each other: the choice
+// between the shapes holds out whole groups, so that none is judged by what was learned from it.
+// Of fewer than five groups each is a part of its own; of a single one nothing can be held out, and
+// the line is taken without a choice. Nil takes each row for itself.
+func Fit(raw []float64, labels []bool, weights []float64, groups []string) (Map, error) {
+	if len(raw) != len(labels) || weights != nil && len(weights) != len(raw) || groups != nil && len(groups) != len(raw) {
+		return Map{}, fmt.Errorf("calibration: %d scores, %d labels, %d weights and %d groups", len(raw), len(labels), len(weights), len(groups))
 	}
 	all := make([]example, len(raw))
 	var yes, no float64
@@ -95,16 +100,17 @@ func Fit(raw []float64, labels []bool, weights []float64) (Map, error) {
 	}
 	// Each part is judged by what was learned from the others.
 	var lossP, lossI float64
+	part := parts(len(all), groups)
 	for k := range folds {
 		var learn, held []example
 		for i, e := range all {
-			if i%folds == k {
+			if part[i] == k {
 				held = append(held, e)
 			} else {
 				learn = append(learn, e)
 			}
 		}
-		if len(learn) == 0 {
+		if len(learn) == 0 || len(held) == 0 { // a single group, or fewer than folds
 			break
 		}
 		p, i := fitPlatt(learn), fitIsotonic(learn)
@@ -115,6 +121,25 @@ func Fit(raw []float64, labels []bool, weights []float64) (Map, error) {
 		return fitIsotonic(all), nil
 	}
 	return fitPlatt(all), nil
+}
+
+// parts deals rows out into folds, in 0..folds-1: groups in the order in which they come first, or
+// rows where there are none.
+func parts(rows int, groups []string) []int {
+	part := make([]int, rows)
+	seen := map[string]int{}
+	for i := range part {
+		n := i
+		if groups != nil {
+			var ok bool
+			if n, ok = seen[groups[i]]; !ok {
+				n = len(seen)
+				seen[groups[i]] = n
+			}
+		}
+		part[i] = n % folds
+	}
+	return part
 }
 
 func loss(m *Map, held []example) float64 {

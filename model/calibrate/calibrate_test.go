@@ -1,6 +1,7 @@
 package calibrate
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -27,7 +28,7 @@ func TestScoresThatAreTooSureAreCorrected(t *testing.T) {
 		"a stair": {func(s float64) float64 { return 0.1 + 0.7*math.Floor(min(max(s, 0), 1)) }, 20000, "isotonic"},
 	} {
 		raw, y := data(c.n, c.truth)
-		m, err := Fit(raw, y, nil)
+		m, err := Fit(raw, y, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,6 +54,54 @@ func TestScoresThatAreTooSureAreCorrected(t *testing.T) {
 			if m.Probability(s) != back.Probability(s) {
 				t.Fatalf("%s: not the same once stored", name)
 			}
+		}
+	}
+}
+
+// TestAHostIsNotJudgedByItself: where each host's instants repeat one outcome, a curve that learned
+// some of them knows the others, and of other hosts nothing.
+func TestAHostIsNotJudgedByItself(t *testing.T) {
+	hosts, outcome := data(100, sigmoid)
+	var raw []float64
+	var y []bool
+	var host []string
+	for h := range hosts {
+		for instant := range 20 {
+			raw = append(raw, hosts[h]+0.001*float64(instant))
+			y = append(y, outcome[h])
+			host = append(host, fmt.Sprintf("h%d", h))
+		}
+	}
+	for name, c := range map[string]struct {
+		groups []string
+		want   string
+	}{
+		"rows":  {nil, "isotonic"},
+		"hosts": {host, "platt"},
+	} {
+		m, err := Fit(raw, y, nil, c.groups)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.String() != c.want {
+			t.Errorf("%s held out: %s was chosen, not %s", name, m, c.want)
+		}
+	}
+}
+
+func TestFewGroups(t *testing.T) {
+	raw, y := data(20000, func(s float64) float64 { return 0.1 + 0.7*math.Floor(min(max(s, 0), 1)) })
+	for n, want := range map[int]string{1: "platt", 2: "isotonic", 3: "isotonic", 7: "isotonic"} {
+		groups := make([]string, len(raw))
+		for i := range groups {
+			groups[i] = string(rune('a' + i*n/len(raw)))
+		}
+		m, err := Fit(raw, y, nil, groups)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.String() != want {
+			t.Errorf("%d groups: %s was chosen, not %s", n, m, want)
 		}
 	}
 }
@@ -94,19 +143,21 @@ func examples(raw []float64, y []bool, w []float64) (out []example) {
 
 func TestWhatCannotBeLearned(t *testing.T) {
 	for name, c := range map[string]struct {
-		raw []float64
-		y   []bool
+		raw    []float64
+		y      []bool
+		groups []string
 	}{
-		"one class": {[]float64{1, 2}, []bool{true, true}},
-		"NaN":       {[]float64{1, math.NaN()}, []bool{true, false}},
-		"lengths":   {[]float64{1}, []bool{true, false}},
+		"one class": {[]float64{1, 2}, []bool{true, true}, nil},
+		"NaN":       {[]float64{1, math.NaN()}, []bool{true, false}, nil},
+		"lengths":   {[]float64{1}, []bool{true, false}, nil},
+		"groups":    {[]float64{1, 2}, []bool{true, false}, []string{"a"}},
 	} {
-		if _, err := Fit(c.raw, c.y, nil); err == nil {
+		if _, err := Fit(c.raw, c.y, nil, c.groups); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
 	// Scores without any information, or that say the opposite, leave the mean.
-	m, err := Fit([]float64{2, 1, -1, -2, 0, 0}, []bool{false, false, true, true, true, false}, nil)
+	m, err := Fit([]float64{2, 1, -1, -2, 0, 0}, []bool{false, false, true, true, true, false}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -311,6 +311,7 @@ func learn(ctx context.Context, e *Examples, c gbdt.Config, use, yes func(int) b
 			w = e.Weight[i]
 		}
 		d.Weight = append(d.Weight, w)
+		d.Group = append(d.Group, e.Host[i])
 	}
 	c.Features = e.Features
 	if len(train.X) > 0 && (slices.Max(train.Weight) > 50*slices.Min(train.Weight) || rare(train.Y)) {

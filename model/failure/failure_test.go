@@ -77,6 +77,34 @@ func TestItLearns(t *testing.T) {
 	}
 }
 
+// TestAHostIsNotCalibratedByItself: all instants of a host look the same and have the same end, so
+// that a curve which learned some of them knows the others, and would be chosen by them.
+func TestAHostIsNotCalibratedByItself(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 6))
+	e := Examples{Features: []string{"load"}}
+	for h := range 500 {
+		x := r.NormFloat64()
+		left, signature := math.Inf(1), Sound
+		if r.Float64() < 1/(1+math.Exp(-x)) {
+			left, signature = 60, "disk"
+		}
+		for range 20 {
+			e.X = append(e.X, []float64{x})
+			e.Failure = append(e.Failure, left)
+			e.Known = append(e.Known, 30*86400)
+			e.Signature = append(e.Signature, signature)
+			e.Host = append(e.Host, fmt.Sprintf("h%d", h))
+		}
+	}
+	m, err := Train(t.Context(), e, Config{Trees: 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.fails[0].Calibration(); got != "platt" {
+		t.Errorf("%s was chosen, not platt", got)
+	}
+}
+
 // TestWhatIsNotKnownTeachesNothing: examples whose future is known for a minute only say
 // nothing about a day.
 func TestWhatIsNotKnownTeachesNothing(t *testing.T) {

@@ -66,6 +66,9 @@ type Data struct {
 	Y []bool
 	// Weight says how many rows an example stands for; nil means one each.
 	Weight []float64
+	// Group names what an example belongs to, such as a host: Calibrate keeps a group together
+	// where it holds rows out. Train does not look at it. Nil means that each stands for itself.
+	Group []string
 }
 
 // Limits of what can be learned from and stored.
@@ -154,14 +157,15 @@ func (m *Model) Predict(row []float64) float64 {
 }
 
 // Calibrate learns what raw scores mean from rows that the trees have not seen: by a line
-// through the log odds or by an isotonic curve, whichever has the lower log loss.
+// through the log odds or by an isotonic curve, whichever has the lower log loss on groups
+// held out from it. Of a single group it is the line.
 func (m *Model) Calibrate(d Data) error {
 	if err := d.check(len(m.features)); err != nil {
 		return err
 	}
 	raw := make([]float64, len(d.X))
 	NewScorer(m).Raw(raw, d.X)
-	shape, err := calibrate.Fit(raw, d.Y, d.Weight)
+	shape, err := calibrate.Fit(raw, d.Y, d.Weight, d.Group)
 	if err != nil {
 		return fmt.Errorf("boosted trees: %w", err)
 	}
@@ -243,6 +247,9 @@ func (d Data) check(features int) error {
 	}
 	if d.Weight != nil && len(d.Weight) != len(d.X) {
 		return fmt.Errorf("boosted trees: %d rows and %d weights", len(d.X), len(d.Weight))
+	}
+	if d.Group != nil && len(d.Group) != len(d.X) {
+		return fmt.Errorf("boosted trees: %d rows and %d groups", len(d.X), len(d.Group))
 	}
 	if len(d.X) > mostRows {
 		return fmt.Errorf("boosted trees: %d rows, at most %d are possible: take a sample", len(d.X), mostRows)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -162,6 +163,29 @@ func TestTheTablesScoreAsTheTreesDo(t *testing.T) {
 			}
 			break
 		}
+	}
+}
+
+// TestCalibrationHoldsOutGroups: rows of one kind repeat one outcome, so that a curve which learned
+// some of them knows the others.
+func TestCalibrationHoldsOutGroups(t *testing.T) {
+	m := learn(t, wide(2000, 1), Config{Trees: 10})
+	hosts := wide(200, 2)
+	var d Data
+	var group []string
+	for h := range hosts.X {
+		for range 20 {
+			d.X, d.Y, group = append(d.X, hosts.X[h]), append(d.Y, hosts.Y[h]), append(group, fmt.Sprint(h))
+		}
+	}
+	for _, want := range []string{"isotonic", "platt"} {
+		if err := m.Calibrate(d); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Calibration(); got != want {
+			t.Errorf("%d groups: %s was chosen, not %s", len(d.Group), got, want)
+		}
+		d.Group = group
 	}
 }
 
@@ -360,6 +384,7 @@ func TestDataThatNothingCanBeLearnedFrom(t *testing.T) {
 		"no columns":       {Data{X: make([][]float64, 30), Y: good.Y[:30]}, Config{}, "0 features"},
 		"too many columns": {Data{X: [][]float64{make([]float64, 1_000_000)}, Y: good.Y[:1]}, Config{}, "1000000 features"},
 		"weight":           {Data{X: good.X, Y: good.Y, Weight: slices.Repeat([]float64{math.NaN()}, 100)}, Config{}, "weight NaN"},
+		"groups":           {Data{X: good.X, Y: good.Y, Group: []string{"a"}}, Config{}, "100 rows and 1 groups"},
 		"trees":            {good, Config{Trees: -1}, "-1 trees"},
 		"leaves":           {good, Config{Leaves: 1}, "1 leaves"},
 		"rate":             {good, Config{Rate: math.NaN()}, "rate of NaN"},
