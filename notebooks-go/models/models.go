@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/simulator"
@@ -82,6 +83,7 @@ func Simulate(ctx context.Context, seed uint64) (Set, error) {
 				continue
 			}
 			d.X = append(d.X, e.x)
+			d.Group = append(d.Group, strconv.Itoa(h))
 			d.Y = append(d.Y, slices.ContainsFunc(crashes[h], func(c time.Time) bool { return !c.Before(e.at) && c.Sub(e.at) <= Horizon }))
 		}
 	}
