@@ -246,8 +246,10 @@ type Model struct {
 	// Jobs says whether a champion that has drifted or grown old starts a training
 	// ("automatic"), or is only reported ("manual", the default).
 	Jobs string `yaml:"jobs"`
-	// TrainRange is how much of the past such a training takes, and one that names no range.
-	TrainRange Duration `yaml:"train_range"`
+	// TrainRange is how much of the past such a training takes, and one that names no range;
+	// TrainRangeFailure is that of failure models, since failures are rare.
+	TrainRange        Duration `yaml:"train_range"`
+	TrainRangeFailure Duration `yaml:"train_range_failure"`
 	// TrainMemoryMiB and TrainTimeout limit the process of a training.
 	TrainMemoryMiB int      `yaml:"train_memory_mib"`
 	TrainTimeout   Duration `yaml:"train_timeout"`
@@ -319,7 +321,7 @@ func Default() Config {
 			Reset:   Reset{Mode: ResetHypervisor, VMTimeout: Duration(30 * time.Second)},
 		},
 		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), Detector: "default", RetrainEvery: Duration(24 * time.Hour),
-			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
+			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainRangeFailure: Duration(30 * 24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
 			Promote: "manual", PromoteAfter: Duration(24 * time.Hour), PromoteSamples: 10_000, PromoteAlarmRatio: 1,
 			Drift:               Drift{PSI: 0.25, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
 			FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
@@ -499,8 +501,8 @@ func (c *Config) Validate() error {
 	if c.Model.Promote != "manual" && c.Model.Promote != "rule" {
 		bad("model.promote: %q is not manual or rule", c.Model.Promote)
 	}
-	if m := c.Model; m.TrainRange.D() < 10*time.Minute || m.TrainTimeout.D() < time.Second || m.TrainMemoryMiB < 64 || m.TrainMemoryMiB > 1<<20 {
-		bad("model.train_range, train_timeout and train_memory_mib must be at least 10m, 1s and 64")
+	if m := c.Model; min(m.TrainRange, m.TrainRangeFailure).D() < 10*time.Minute || m.TrainTimeout.D() < time.Second || m.TrainMemoryMiB < 64 || m.TrainMemoryMiB > 1<<20 {
+		bad("model.train_range and train_range_failure must be at least 10m, train_timeout 1s and train_memory_mib 64")
 	}
 	if m := c.Model; m.PromoteSamples < 1 || !(m.PromoteAlarmRatio >= 0) {
 		bad("model.promote_samples and promote_alarm_ratio must be at least 1 and 0")

@@ -60,6 +60,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"a key for no cluster", "bus: {callout: /seed}", "bus.url"},
 		{"replicas on one machine", "bus: {replicas: 3}", "bus.replicas"},
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
+		{"little to learn failures from", "model: {train_range_failure: 1m}", "train_range_failure"},
 		{"unknown detector", "model: {detector: best}", "default or fast"},
 		{"mode of a reset", "agent: {reset: {mode: warm}}", "hypervisor or kexec"},
 		{"time of a reset", "agent: {reset: {vm_timeout: 10m}}", "agent.reset.vm_timeout"},

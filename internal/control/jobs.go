@@ -97,7 +97,11 @@ func (p *Plane) Train(ctx context.Context, t api.Training, who string) (api.Job,
 		t.To = now
 	}
 	if t.From.IsZero() {
-		t.From = t.To.Add(-p.cfg.Model.TrainRange.D())
+		length := p.cfg.Model.TrainRange
+		if registry.Kind(t.Kind) == registry.KindFailure {
+			length = p.cfg.Model.TrainRangeFailure
+		}
+		t.From = t.To.Add(-length.D())
 	}
 	if t.StepS == 0 {
 		t.StepS = max(60, p.cfg.Agent.Interval.D().Seconds())

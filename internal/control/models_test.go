@@ -357,6 +357,22 @@ func TestATrainingFromADataSet(t *testing.T) {
 	}
 }
 
+// A training that names no range takes that of its kind: failures are rare.
+func TestATrainingTakesTheRangeOfItsKind(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	for kind, want := range map[registry.Kind]time.Duration{registry.KindAnomaly: 24 * time.Hour, registry.KindFailure: 30 * 24 * time.Hour} {
+		began, err := w.plane.Train(t.Context(), api.Training{Kind: string(kind)}, "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := w.plane.jobs.Find(began.ID)
+		if err != nil || j.To.Sub(j.From) != want || time.Since(j.To) > time.Hour {
+			t.Errorf("%s: from %v to %v, %v", kind, j.From, j.To, err)
+		}
+	}
+}
+
 // A training that nobody wants any more is ended with its process, and the next one is done.
 func TestATrainingIsCancelled(t *testing.T) {
 	w := newWorld(t)
