@@ -42,8 +42,7 @@ func (r AuditRecord) sum() (string, error) {
 // Audit is the append-only audit trail. It is safe for concurrent use, also by
 // several processes: an append states which record it follows.
 type Audit struct {
-	js      jetstream.JetStream
-	onWrite func(what string, done bool)
+	bus *Bus
 
 	mu       sync.Mutex
 	sequence uint64
@@ -52,7 +51,7 @@ type Audit struct {
 }
 
 // OpenAudit opens the trail.
-func OpenAudit(b *Bus) *Audit { return &Audit{js: b.JS, onWrite: b.onWrite} }
+func OpenAudit(b *Bus) *Audit { return &Audit{bus: b} }
 
 // Append adds a record and returns once it is on disk. detail is anything that
 // marshals to JSON, or nil.
@@ -64,6 +63,9 @@ func (a *Audit) Append(ctx context.Context, actor, event, subject string, detail
 			return fmt.Errorf("audit %s: %w", event, err)
 		}
 		r.Detail = data
+	}
+	if err := a.bus.writable(StreamAudit); err != nil {
+		return fmt.Errorf("audit %s: %w", event, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -81,17 +83,17 @@ func (a *Audit) Append(ctx context.Context, actor, event, subject string, detail
 		if err != nil {
 			return fmt.Errorf("audit %s: %w", event, err)
 		}
-		a.onWrite(StreamAudit, false)
-		ack, err := a.js.PublishMsg(ctx, &nats.Msg{Subject: subjectAudit, Data: data, Header: nats.Header{
+		a.bus.onWrite(StreamAudit, false)
+		ack, err := a.bus.JS.PublishMsg(ctx, &nats.Msg{Subject: subjectAudit, Data: data, Header: nats.Header{
 			jetstream.ExpectedLastSeqHeader: {strconv.FormatUint(a.sequence, 10)},
 		}})
-		a.onWrite(StreamAudit, true)
+		a.bus.onWrite(StreamAudit, true)
 		var api *jetstream.APIError
 		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 			a.loaded = false // somebody else appended: follow that record
 			continue
 		}
-		if err != nil {
+		if err = a.bus.wrote(StreamAudit, err); err != nil {
 			a.loaded = false
 			return fmt.Errorf("audit %s: %w", event, err)
 		}
@@ -104,7 +106,7 @@ func (a *Audit) load(ctx context.Context) error {
 	if a.loaded {
 		return nil
 	}
-	s, err := a.js.Stream(ctx, StreamAudit)
+	s, err := a.bus.JS.Stream(ctx, StreamAudit)
 	if err != nil {
 		return err
 	}
@@ -131,7 +133,7 @@ func (a *Audit) load(ctx context.Context) error {
 // Verify reads the whole trail, calls each with every record, and returns an
 // error that names the first record which breaks the chain.
 func (a *Audit) Verify(ctx context.Context, each func(sequence uint64, r AuditRecord)) error {
-	s, err := a.js.Stream(ctx, StreamAudit)
+	s, err := a.bus.JS.Stream(ctx, StreamAudit)
 	if err != nil {
 		return err
 	}

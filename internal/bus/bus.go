@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -96,6 +97,15 @@ type Bus struct {
 	dir     string
 	samples jetstream.StreamConfig // as it is while there is room on the disk
 	full    atomic.Pointer[string] // why no samples are taken, nil if they are
+
+	held       bool                   // the stream of samples is held; of WatchSpace alone
+	jetStream  server.JetStreamConfig // of the embedded server
+	reopenedAt time.Time              // of WatchSpace alone
+
+	mu         sync.Mutex
+	unwritable map[string]unwritable // by stream; "" is all of them
+	cure       string                // what to do about it
+	reopened   chan struct{}         // closed when JetStream was started anew
 }
 
 // Open starts or reaches the bus and makes sure that its streams exist.
@@ -106,7 +116,8 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
-	b := &Bus{log: o.Log, replicas: o.Replicas, onWrite: o.OnWrite, dir: o.Dir}
+	b := &Bus{log: o.Log, replicas: o.Replicas, onWrite: o.OnWrite, dir: o.Dir, unwritable: make(map[string]unwritable), reopened: make(chan struct{})}
+	b.cure = b.makeRoom()
 	if b.onWrite == nil {
 		b.onWrite = func(string, bool) {}
 	}
@@ -240,6 +251,8 @@ func (b *Bus) embed(o Options) (string, error) {
 		b.Close()
 		return "", fmt.Errorf("the embedded NATS server with its files in %s did not become ready within 30 s; the log says more", o.Dir)
 	}
+	b.jetStream = *s.JetStreamConfig()
+	b.jetStream.StoreDir = o.Dir // the server adds a directory of its own to it
 	return password, nil
 }
 

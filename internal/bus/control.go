@@ -38,11 +38,15 @@ func (b *Bus) Send(ctx context.Context, c fleet.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := b.writable(StreamCommands); err != nil {
+		return fmt.Errorf("send command %s: %w", c.ID, err)
+	}
 	b.onWrite(StreamCommands, false)
 	defer b.onWrite(StreamCommands, true)
 	// What the command says anew must not be taken for the same message.
 	id := fmt.Sprintf("%s/%d/%t", c.ID, c.Token, c.CancelledBy != "")
-	if _, err := b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(id)); err != nil {
+	_, err = b.JS.Publish(ctx, subjectCommands+string(c.Host), data, jetstream.WithMsgID(id))
+	if err = b.wrote(StreamCommands, err); err != nil {
 		return fmt.Errorf("send command %s: %w", c.ID, err)
 	}
 	return nil
@@ -353,18 +357,26 @@ func (b *Bus) RetryDeadLetter(ctx context.Context, sequence uint64) error {
 }
 
 func (b *Bus) consume(ctx context.Context, stream string, cfg jetstream.ConsumerConfig, handle func(jetstream.Msg)) error {
-	c, err := b.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
-	if err != nil {
-		return fmt.Errorf("read stream %s: %w", stream, err)
+	for {
+		again := b.again()
+		c, err := b.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
+		if err != nil {
+			return fmt.Errorf("read stream %s: %w", stream, err)
+		}
+		cc, err := c.Consume(handle)
+		if err != nil {
+			return fmt.Errorf("read stream %s: %w", stream, err)
+		}
+		select {
+		case <-ctx.Done():
+			cc.Drain()
+			<-cc.Closed()
+			return nil
+		case <-again: // the server forgot what was asked of it
+			cc.Drain()
+			<-cc.Closed()
+		}
 	}
-	cc, err := c.Consume(handle)
-	if err != nil {
-		return fmt.Errorf("read stream %s: %w", stream, err)
-	}
-	<-ctx.Done()
-	cc.Drain()
-	<-cc.Closed()
-	return nil
 }
 
 // maxBundle bounds a diagnostics archive.
@@ -463,7 +475,7 @@ func (s *Bundles) receive(ctx context.Context, host string, p bundlePiece) error
 		return err
 	}
 	_, err := s.store.Put(ctx, jetstream.ObjectMeta{Name: host + "/" + p.Name}, u.file)
-	return err
+	return s.b.wrote(filesPrefix+"BUNDLES", err)
 }
 
 func (s *Bundles) forgetOld() {

@@ -15,12 +15,10 @@ import (
 // the revision at which the lease was made; it grows with every lease of a
 // bucket, also across expiry and restarts.
 type Leases struct {
+	bus    *Bus
 	kv     jetstream.KeyValue
-	js     jetstream.JetStream
 	bucket string
 	ttl    time.Duration
-
-	onWrite func(what string, done bool)
 }
 
 // Lease is one held right. It is not safe for concurrent use.
@@ -39,19 +37,22 @@ func OpenLeases(ctx context.Context, b *Bus, bucket string, ttl time.Duration) (
 	if err != nil {
 		return nil, fmt.Errorf("open leases %s: %w", bucket, err)
 	}
-	return &Leases{kv: kv, js: b.JS, bucket: bucket, ttl: ttl, onWrite: b.onWrite}, nil
+	return &Leases{bus: b, kv: kv, bucket: bucket, ttl: ttl}, nil
 }
 
 // Acquire takes the lease of key for owner, or answers [ErrConflict] where
 // somebody holds it.
 func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error) {
-	l.onWrite(l.bucket, false)
-	defer l.onWrite(l.bucket, true)
+	if err := l.bus.writable(tablePrefix + l.bucket); err != nil {
+		return nil, fmt.Errorf("lease of %s: %w", key, err)
+	}
+	l.bus.onWrite(l.bucket, false)
+	defer l.bus.onWrite(l.bucket, true)
 	revision, err := l.kv.Create(ctx, key, []byte(owner), jetstream.KeyTTL(l.ttl))
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return nil, fmt.Errorf("lease of %s: %w", key, ErrConflict)
 	}
-	if err != nil {
+	if err = l.bus.wrote(tablePrefix+l.bucket, err); err != nil {
 		return nil, fmt.Errorf("lease of %s: %w", key, err)
 	}
 	return &Lease{Key: key, Token: revision, revision: revision}, nil
@@ -59,19 +60,22 @@ func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error)
 
 // Renew starts the lease's time anew. [ErrConflict] means that it was lost.
 func (l *Leases) Renew(ctx context.Context, lease *Lease, owner string) error {
-	l.onWrite(l.bucket, false)
-	defer l.onWrite(l.bucket, true)
+	if err := l.bus.writable(tablePrefix + l.bucket); err != nil {
+		return fmt.Errorf("renew the lease of %s: %w", lease.Key, err)
+	}
+	l.bus.onWrite(l.bucket, false)
+	defer l.bus.onWrite(l.bucket, true)
 	// KeyValue.Update would drop the TTL, so publish what it does, with one.
 	msg := &nats.Msg{Subject: "$KV." + l.bucket + "." + lease.Key, Data: []byte(owner), Header: nats.Header{
 		jetstream.MsgTTLHeader:              {l.ttl.String()},
 		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(lease.revision, 10)},
 	}}
-	ack, err := l.js.PublishMsg(ctx, msg)
+	ack, err := l.bus.JS.PublishMsg(ctx, msg)
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return fmt.Errorf("lease of %s: %w", lease.Key, ErrConflict)
 	}
-	if err != nil {
+	if err = l.bus.wrote(tablePrefix+l.bucket, err); err != nil {
 		return fmt.Errorf("renew the lease of %s: %w", lease.Key, err)
 	}
 	lease.revision = ack.Sequence
@@ -126,8 +130,11 @@ func (l *Leases) Adopt(ctx context.Context, key, owner string, token uint64) (*L
 
 // Release ends the lease at once. A lease that was lost already is no error.
 func (l *Leases) Release(ctx context.Context, lease *Lease) error {
-	l.onWrite(l.bucket, false)
-	defer l.onWrite(l.bucket, true)
+	if err := l.bus.writable(tablePrefix + l.bucket); err != nil {
+		return fmt.Errorf("release the lease of %s: %w", lease.Key, err)
+	}
+	l.bus.onWrite(l.bucket, false)
+	defer l.bus.onWrite(l.bucket, true)
 	err := l.kv.Delete(ctx, lease.Key, jetstream.LastRevision(lease.revision))
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {

@@ -10,8 +10,9 @@ import (
 
 // Objects is a bucket of files that are read and written whole. It is safe for concurrent use.
 type Objects struct {
-	bus   *Bus
-	store jetstream.ObjectStore
+	bus    *Bus
+	bucket string
+	store  jetstream.ObjectStore
 }
 
 // OpenObjects opens or makes a bucket.
@@ -20,16 +21,21 @@ func OpenObjects(ctx context.Context, b *Bus, bucket string) (*Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the store %s: %w", bucket, err)
 	}
-	return &Objects{b, store}, nil
+	return &Objects{b, bucket, store}, nil
 }
 
 // Put writes a file, in place of one with the same name. While the disk is nearly full it returns
-// [ErrFull]: a store whose write once failed would take no more until the server is started anew.
+// [ErrFull], so that what is left is there for what is small; see also [ErrUnwritable].
 func (o *Objects) Put(ctx context.Context, name string, data []byte) error {
 	if err := o.bus.Room(); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
-	if _, err := o.store.PutBytes(ctx, name, data); err != nil {
+	stream := filesPrefix + o.bucket
+	if err := o.bus.writable(stream); err != nil {
+		return fmt.Errorf("store %s: %w", name, err)
+	}
+	_, err := o.store.PutBytes(ctx, name, data)
+	if err = o.bus.wrote(stream, err); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	return nil

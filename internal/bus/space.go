@@ -10,14 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The embedded server stops for good when its disk is full. So before that, while there
-// is a reserve for commands, state and audit, the stream of samples takes no more: agents
-// keep their samples until there is room again.
+// The embedded server writes no more to a stream that met a full disk (see reopen.go). So
+// before that, while there is a reserve for commands, state and audit, the stream of samples
+// takes no more: agents keep their samples until there is room again.
 const (
 	// mostReserve bounds the reserve, which is a fifth of the file system.
 	mostReserve = 128 << 20
 	// spaceEvery is how often the disk is looked at.
 	spaceEvery = 100 * time.Millisecond
+	// complainEvery bounds how often the log says that this does not work.
+	complainEvery = 10 * time.Second
 )
 
 // WatchSpace looks after the disk of the embedded server until ctx ends. With an
@@ -29,9 +31,16 @@ func (b *Bus) WatchSpace(ctx context.Context) error {
 	}
 	tick := time.NewTicker(spaceEvery)
 	defer tick.Stop()
+	var looked, complained time.Time
 	for {
-		if err := b.lookAtSpace(ctx); err != nil && ctx.Err() == nil {
+		room, err := b.lookAtSpace(ctx)
+		if err != nil && ctx.Err() == nil && time.Since(complained) > complainEvery {
+			complained = time.Now()
 			b.log.Error("the disk of the bus cannot be looked after", "err", err)
+		}
+		if now := time.Now(); now.Sub(looked) >= streamsEvery {
+			looked = now
+			b.lookAtStreams(now, room)
 		}
 		select {
 		case <-ctx.Done():
@@ -60,34 +69,41 @@ func (b *Bus) Room() error {
 	return nil
 }
 
-func (b *Bus) lookAtSpace(ctx context.Context) error {
+// lookAtSpace holds the stream of samples or takes samples again. It says whether there is plenty
+// of room.
+func (b *Bus) lookAtSpace(ctx context.Context) (room bool, _ error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(b.dir, &s); err != nil {
-		return fmt.Errorf("look at the disk of %s: %w", b.dir, err)
+		return false, fmt.Errorf("look at the disk of %s: %w", b.dir, err)
 	}
 	free, total := s.Bavail*uint64(s.Bsize), s.Blocks*uint64(s.Bsize)
 	reserve := min(total/5, mostReserve)
+	room = free > 2*reserve
 	full := b.Full() != ""
 	switch {
-	case !full && free < reserve:
+	case free < reserve && !b.held:
+		if !full {
+			why := fmt.Sprintf("the disk of %s has %d MiB left: no samples are taken, and agents keep theirs; make room", b.dir, free>>20)
+			b.full.Store(&why)
+			b.log.Error(why)
+		}
 		stream, err := b.JS.Stream(ctx, StreamSamples)
 		if err != nil {
-			return err
+			return room, err
 		}
 		held := b.samples
 		held.Discard, held.MaxBytes = jetstream.DiscardNew, max(int64(stream.CachedInfo().State.Bytes), 1)
 		if _, err := b.JS.UpdateStream(ctx, held); err != nil {
-			return fmt.Errorf("hold the stream of samples: %w", err)
+			return room, fmt.Errorf("hold the stream of samples: %w", err)
 		}
-		why := fmt.Sprintf("the disk of %s has %d MiB left: no samples are taken, and agents keep theirs; make room", b.dir, free>>20)
-		b.full.Store(&why)
-		b.log.Error(why)
-	case full && free > 2*reserve:
+		b.held = true
+	case full && room:
 		if _, err := b.JS.UpdateStream(ctx, b.samples); err != nil {
-			return fmt.Errorf("take samples again: %w", err)
+			return room, fmt.Errorf("take samples again: %w", err)
 		}
+		b.held = false
 		b.full.Store(nil)
 		b.log.Info("there is room on the disk again: samples are taken")
 	}
-	return nil
+	return room, nil
 }

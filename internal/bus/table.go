@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -16,9 +17,8 @@ import (
 // Reads come from the copy and may be a moment old; decide only by [Table.Update],
 // which compares revisions. It is safe for concurrent use.
 type Table[T any] struct {
-	kv      jetstream.KeyValue
-	watcher jetstream.KeyWatcher
-	onWrite func(what string, done bool)
+	bus *Bus
+	kv  jetstream.KeyValue
 
 	mu      sync.RWMutex
 	records map[string]record[T]
@@ -39,13 +39,14 @@ func OpenTable[T any](ctx context.Context, b *Bus, bucket string, changed func(k
 	if err != nil {
 		return nil, fmt.Errorf("open table %s: %w", bucket, err)
 	}
+	again := b.again()
 	w, err := kv.WatchAll(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("watch table %s: %w", bucket, err)
 	}
-	t := &Table[T]{kv: kv, watcher: w, onWrite: b.onWrite, records: make(map[string]record[T]), changed: changed}
+	t := &Table[T]{bus: b, kv: kv, records: make(map[string]record[T]), changed: changed}
 	ready := make(chan struct{})
-	go t.follow(ctx, b, ready)
+	go t.follow(ctx, w, again, ready)
 	select {
 	case <-ready:
 		return t, nil
@@ -54,25 +55,35 @@ func OpenTable[T any](ctx context.Context, b *Bus, bucket string, changed func(k
 	}
 }
 
-func (t *Table[T]) follow(ctx context.Context, b *Bus, ready chan struct{}) {
+// follow keeps the copy up to date until ctx ends. ready is closed once it is complete.
+func (t *Table[T]) follow(ctx context.Context, w jetstream.KeyWatcher, again <-chan struct{}, ready chan struct{}) {
 	initial := true
+	var seen uint64 // the last revision that came
 	for {
 		var e jetstream.KeyValueEntry
 		var open bool
 		select {
 		case <-ctx.Done():
-			t.watcher.Stop()
+			w.Stop()
 			return
-		case e, open = <-t.watcher.Updates():
+		case e, open = <-w.Updates():
+		case <-again: // the server forgot the watcher
 		}
 		if !open {
-			return
-		}
-		if e == nil {
-			initial = false
-			close(ready)
+			w.Stop()
+			if w, again = t.watchAgain(ctx, seen); w == nil {
+				return
+			}
 			continue
 		}
+		if e == nil {
+			if initial {
+				initial = false
+				close(ready)
+			}
+			continue
+		}
+		seen = e.Revision()
 		if e.Operation() != jetstream.KeyValuePut {
 			t.mu.Lock()
 			delete(t.records, e.Key())
@@ -81,13 +92,29 @@ func (t *Table[T]) follow(ctx context.Context, b *Bus, ready chan struct{}) {
 		}
 		var v T
 		if err := json.Unmarshal(e.Value(), &v); err != nil {
-			b.log.Error("a record cannot be read and is left out", "bucket", t.kv.Bucket(), "key", e.Key(), "err", err)
+			t.bus.log.Error("a record cannot be read and is left out", "bucket", t.kv.Bucket(), "key", e.Key(), "err", err)
 			continue
 		}
 		t.keep(e.Key(), v, e.Revision())
 		if !initial && t.changed != nil {
 			t.changed(e.Key(), v)
 		}
+	}
+}
+
+// watchAgain watches the bucket from the revision after seen on. The watcher is nil where ctx or
+// the connection ended.
+func (t *Table[T]) watchAgain(ctx context.Context, seen uint64) (jetstream.KeyWatcher, <-chan struct{}) {
+	for {
+		again := t.bus.again()
+		w, err := t.kv.WatchAll(ctx, jetstream.ResumeFromRevision(seen+1))
+		if err == nil {
+			return w, again
+		}
+		if t.bus.Conn.IsClosed() || !pause(ctx, time.Second) {
+			return nil, nil
+		}
+		t.bus.log.Warn("a table cannot be followed, trying again", "bucket", t.kv.Bucket(), "err", err)
 	}
 }
 
@@ -176,10 +203,13 @@ func (t *Table[T]) Change(ctx context.Context, key string, f func(*T) error) (T,
 // Delete removes a record; that there is none is not an error.
 func (t *Table[T]) Delete(ctx context.Context, key string) error {
 	_, revision, _ := t.Find(key)
-	t.onWrite(t.kv.Bucket(), false)
+	if err := t.bus.writable(tablePrefix + t.kv.Bucket()); err != nil {
+		return fmt.Errorf("delete %s %q: %w", t.kv.Bucket(), key, err)
+	}
+	t.bus.onWrite(t.kv.Bucket(), false)
 	err := t.kv.Delete(ctx, key)
-	t.onWrite(t.kv.Bucket(), true)
-	if err != nil {
+	t.bus.onWrite(t.kv.Bucket(), true)
+	if err = t.bus.wrote(tablePrefix+t.kv.Bucket(), err); err != nil {
 		return fmt.Errorf("delete %s %q: %w", t.kv.Bucket(), key, err)
 	}
 	t.mu.Lock()
@@ -195,14 +225,17 @@ func (t *Table[T]) write(key string, v T, put func([]byte) (uint64, error)) (uin
 	if err != nil {
 		return 0, fmt.Errorf("write %s %q: %w", t.kv.Bucket(), key, err)
 	}
-	t.onWrite(t.kv.Bucket(), false)
+	if err := t.bus.writable(tablePrefix + t.kv.Bucket()); err != nil {
+		return 0, fmt.Errorf("write %s %q: %w", t.kv.Bucket(), key, err)
+	}
+	t.bus.onWrite(t.kv.Bucket(), false)
 	revision, err := put(data)
-	t.onWrite(t.kv.Bucket(), true)
+	t.bus.onWrite(t.kv.Bucket(), true)
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return 0, fmt.Errorf("%s %q: %w", t.kv.Bucket(), key, ErrConflict)
 	}
-	if err != nil {
+	if err = t.bus.wrote(tablePrefix+t.kv.Bucket(), err); err != nil {
 		return 0, fmt.Errorf("write %s %q: %w", t.kv.Bucket(), key, err)
 	}
 	t.keep(key, v, revision)

@@ -43,7 +43,7 @@ func (p *Plane) RetryDeadLetter(ctx context.Context, id, who string) error {
 	if err := p.bus.RetryDeadLetter(ctx, sequence); err != nil {
 		return problem(err)
 	}
-	return p.audit.Append(ctx, who, "retry-dead-letter", id, nil)
+	return problem(p.audit.Append(ctx, who, "retry-dead-letter", id, nil))
 }
 
 func deadSequence(id string) (uint64, error) {

@@ -66,6 +66,13 @@ func (l *leases) Renew(ctx context.Context, host fleet.HostID, owner string, tok
 	if err == nil {
 		err = l.bus.Renew(ctx, lease, owner)
 	}
+	if errors.Is(err, bus.ErrConflict) {
+		// Our own renewal may have been stored though its answer did not come.
+		l.keep(host, nil)
+		if lease, err = l.lease(ctx, host, owner, token); err == nil {
+			err = l.bus.Renew(ctx, lease, owner)
+		}
+	}
 	if errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
 		l.keep(host, nil)
 		return fmt.Errorf("%w: %w", executor.ErrLeaseLost, err)

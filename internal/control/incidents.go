@@ -50,9 +50,9 @@ func (p *Plane) label(ctx context.Context, i fleet.Incident, who string) (fleet.
 	if _, err := p.incidents.Create(ctx, i.ID, i); err != nil {
 		return i, problem(err)
 	}
-	return i, p.audit.Append(ctx, who, "incident", i.ID, map[string]any{
+	return i, problem(p.audit.Append(ctx, who, "incident", i.ID, map[string]any{
 		"host": i.Host, "from": i.From, "to": i.To, "failed": i.Failed, "signature": i.Signature, "source": i.Source, "note": i.Note,
-	})
+	}))
 }
 
 // labelled is label where nobody waits for the answer; that it is known already is no error.

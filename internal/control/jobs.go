@@ -84,7 +84,7 @@ func (p *Plane) CancelJob(ctx context.Context, id, who string) (api.Job, error) 
 	if err != nil {
 		return jobView(j), jobProblem(err)
 	}
-	return jobView(j), p.audit.Append(ctx, who, "cancel-training", id, nil)
+	return jobView(j), problem(p.audit.Append(ctx, who, "cancel-training", id, nil))
 }
 
 // Train asks for a training on what is stored of a range.
@@ -142,7 +142,7 @@ func (p *Plane) submit(ctx context.Context, want jobs.Job) (api.Job, error) {
 	if err != nil {
 		return api.Job{}, jobProblem(err)
 	}
-	return jobView(j), p.audit.Append(ctx, j.By, "train", j.ID, map[string]any{"kind": j.Kind, "data": j.Data, "why": j.Why})
+	return jobView(j), problem(p.audit.Append(ctx, j.By, "train", j.ID, map[string]any{"kind": j.Kind, "data": j.Data, "why": j.Why}))
 }
 
 // runJob trains, and adds the model as a candidate.

@@ -33,6 +33,8 @@ type world struct {
 	demo  bool
 	label fleet.Host
 	host  *sim.Host
+	// services, if not nil, are those of the host behind something of the test's.
+	services host.Services
 
 	// names and moving, where set, are the series of the host and the values of those that
 	// are not its service's; boot is atomic.
@@ -77,8 +79,12 @@ func (w *world) up() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	services := w.services
+	if services == nil {
+		services = w.host
+	}
 	runner, err := host.New(host.Config{
-		Host: w.label.ID, Dir: filepath.Join(w.data, "agent"), Services: w.host, Guests: w.host, Diagnostics: w.host, Reports: b,
+		Host: w.label.ID, Dir: filepath.Join(w.data, "agent"), Services: services, Guests: w.host, Diagnostics: w.host, Reports: b,
 		Units: w.host.Names, DryRun: w.label.DryRun, Boot: "b", Stable: 10 * time.Millisecond, Log: quiet,
 	})
 	if err != nil {

@@ -294,7 +294,7 @@ func (p *Plane) Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error
 	}
 	p.events.emit("freeze", f.ID, f)
 	p.log.Warn("actions are frozen", "id", f.ID, "host", f.Host, "fault_domain", f.FaultDomain, "by", f.By, "reason", f.Reason)
-	return f, p.audit.Append(ctx, f.By, "freeze", f.ID, f)
+	return f, problem(p.audit.Append(ctx, f.By, "freeze", f.ID, f))
 }
 
 // Lift ends a freeze.

@@ -259,7 +259,7 @@ func (p *Plane) changedModel(ctx context.Context, who, event string, v registry.
 		return api.Model{}, modelProblem(err)
 	}
 	p.log.Info("model", "event", event, "model", v.ID, "state", v.State, "by", who)
-	return modelView(v), p.audit.Append(ctx, who, event, v.ID, map[string]any{"kind": v.Kind, "state": v.State, "note": v.Note, "sha256": v.SHA256})
+	return modelView(v), problem(p.audit.Append(ctx, who, event, v.ID, map[string]any{"kind": v.Kind, "state": v.State, "note": v.Note, "sha256": v.SHA256}))
 }
 
 // ImportModel adds a file as a candidate.

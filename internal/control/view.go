@@ -108,7 +108,7 @@ func problem(err error) error {
 		return kind(api.ErrInvalid)
 	case errors.Is(err, bus.ErrNotFound), errors.Is(err, executor.ErrNotFound):
 		return kind(api.ErrNotFound)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, bus.ErrFull):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, bus.ErrFull), errors.Is(err, bus.ErrUnwritable):
 		return kind(api.ErrNotReady)
 	}
 	return err
@@ -186,6 +186,9 @@ func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string
 	}
 	if why := p.bus.Full(); why != "" {
 		degraded["disk"] = why
+	}
+	if why := p.bus.Unwritable(); why != "" {
+		degraded["bus"] = why
 	}
 	if why := p.policies.degraded(); why != "" {
 		degraded["policy"] = why
