@@ -271,9 +271,11 @@ type Model struct {
 
 // Drift are limits; see package drift.
 type Drift struct {
-	// PSI is the population stability index from which a series has shifted, and SeriesRatio
-	// the share of the series that must have, 0..1.
+	// PSI is the population stability index from which a series has shifted, KS the
+	// Kolmogorov-Smirnov distance from which it has too, and SeriesRatio the share of the series that
+	// must have, 0..1.
 	PSI         float64 `yaml:"psi"`
+	KS          float64 `yaml:"ks"`
 	SeriesRatio float64 `yaml:"series_ratio"`
 	// Calibration is by how many powers of ten rare scores may come too often, and failures more or
 	// less often than a failure model says.
@@ -323,7 +325,7 @@ func Default() Config {
 		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), Detector: "default", RetrainEvery: Duration(24 * time.Hour),
 			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainRangeFailure: Duration(30 * 24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
 			Promote: "manual", PromoteAfter: Duration(24 * time.Hour), PromoteSamples: 10_000, PromoteAlarmRatio: 1,
-			Drift:               Drift{PSI: 0.25, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
+			Drift:               Drift{PSI: 0.25, KS: 0.2, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
 			FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: DefaultPolicy(),
 	}
@@ -507,8 +509,8 @@ func (c *Config) Validate() error {
 	if m := c.Model; m.PromoteSamples < 1 || !(m.PromoteAlarmRatio >= 0) {
 		bad("model.promote_samples and promote_alarm_ratio must be at least 1 and 0")
 	}
-	if d := c.Model.Drift; !(d.PSI > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
-		bad("model.drift: psi and calibration must be over 0, series_ratio in 0..1, samples at least 1 and window at least 1m")
+	if d := c.Model.Drift; !(d.PSI > 0) || !(d.KS > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
+		bad("model.drift: psi, ks and calibration must be over 0, series_ratio in 0..1, samples at least 1 and window at least 1m")
 	}
 	if c.Model.FalseAlarmsPerMonth <= 0 {
 		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)

@@ -61,6 +61,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"replicas on one machine", "bus: {replicas: 3}", "bus.replicas"},
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
 		{"little to learn failures from", "model: {train_range_failure: 1m}", "train_range_failure"},
+		{"no distance", "model: {drift: {ks: 0}}", "model.drift"},
+		{"a measure that there is not", "model: {drift: {kuiper: 0.2}}", "kuiper"},
 		{"unknown detector", "model: {detector: best}", "default or fast"},
 		{"mode of a reset", "agent: {reset: {mode: warm}}", "hypervisor or kexec"},
 		{"time of a reset", "agent: {reset: {vm_timeout: 10m}}", "agent.reset.vm_timeout"},

@@ -72,7 +72,7 @@ func TestDriftIsCountedOverRestarts(t *testing.T) {
 func TestWhatWasForetoldIsJudgedAfterARestart(t *testing.T) {
 	w := newWorld(t)
 	w.pressed()
-	w.cfg.Model.Drift.PSI = 1e6
+	w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 1e6, 2
 	w.up()
 	w.learned()
 	file := w.imports(foreseeing(t, false))
@@ -259,7 +259,7 @@ func FuzzDriftCount(f *testing.F) {
 		}
 		m.saw([]float64{1, 2}, 0.5)
 		m.said.settle(time.Now(), nil, func(fleet.HostID) time.Time { return time.Now() })
-		if v, _, ok := m.judged(drift.Limits{PSI: 0.1, Ratio: 0.1, Samples: 1, Calibration: 0.1}, false); !ok || v.Samples != int(c.Window.Samples)+1 || math.IsNaN(v.Calibration) {
+		if v, _, ok := m.judged(drift.Limits{PSI: 0.1, KS: 0.1, Ratio: 0.1, Samples: 1, Calibration: 0.1}, false); !ok || v.Samples != int(c.Window.Samples)+1 || math.IsNaN(v.Calibration) {
 			t.Fatalf("%+v of %+v", v, c)
 		}
 	})

@@ -70,7 +70,7 @@ func TestProbabilitiesAreHeldAgainstIncidents(t *testing.T) {
 	w := newWorld(t)
 	w.pressed()
 	w.cfg.Model.Jobs = "automatic"
-	w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.PSI = 20, 1e6 // the data themselves are as they may be
+	w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 20, 1e6, 2 // the data themselves are as they may be
 	w.up()
 	w.learned()
 	file := w.imports(foreseeing(t, false))

@@ -295,7 +295,7 @@ func (p *Plane) rule() registry.Rule {
 
 func (p *Plane) driftLimits() (l drift.Limits, window time.Duration) {
 	d := p.cfg.Model.Drift
-	return drift.Limits{PSI: d.PSI, Ratio: d.SeriesRatio, Samples: d.Samples, Calibration: d.Calibration}, d.Window.D()
+	return drift.Limits{PSI: d.PSI, KS: d.KS, Ratio: d.SeriesRatio, Samples: d.Samples, Calibration: d.Calibration}, d.Window.D()
 }
 
 func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {

@@ -410,7 +410,7 @@ func TestAnOldChampionIsTrainedAnew(t *testing.T) {
 	w.lively()
 	w.cfg.Model.Jobs = "automatic"
 	w.cfg.Model.RetrainEvery = config.Duration(24 * time.Hour)
-	w.cfg.Model.Drift.PSI = 1e6
+	w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 1e6, 2
 	w.up()
 	w.learned()
 	m := w.imports(trained(t, modelSeries, 2))
@@ -468,30 +468,35 @@ func TestLabels(t *testing.T) {
 	}
 }
 
-// Live data that are far from what the champion was trained on ask for a training.
+// Live data that are far from what the champion was trained on, by either measure, ask for a training
+// and say why.
 func TestDriftAsksForATraining(t *testing.T) {
-	w := newWorld(t)
-	w.lively()
-	w.cfg.Model.Jobs = "automatic"
-	w.cfg.Model.Drift.Samples = 20
-	w.up()
-	m := w.imports(trained(t, modelSeries, 40))
-	w.promoted(m.ID, true)
-	w.scoredBy(m.ID)
-	d := await(w, "drift", func() (api.Drift, bool) {
-		all, _ := w.plane.Drifts(t.Context())
-		if len(all) == 0 {
-			return api.Drift{}, false
-		}
-		return all[0], all[0].Drifted
-	})
-	if d.Model != m.ID || d.Worst[0].Series != "load_1m" || d.Why == "" {
-		t.Errorf("%+v", d)
-	}
-	w.plane.lookAtModels(t.Context(), time.Now())
-	w.plane.lookAtModels(t.Context(), time.Now())
-	all, err := w.plane.Jobs(t.Context())
-	if err != nil || len(all) != 1 || all[0].By != "model:"+m.ID || !strings.Contains(all[0].Why, "drift") {
-		t.Errorf("%+v, %v", all, err)
+	for measure, limits := range map[string]config.Drift{"PSI": {PSI: 0.25, KS: 2}, "KS": {PSI: 1e6, KS: 0.2}} {
+		t.Run(measure, func(t *testing.T) {
+			w := newWorld(t)
+			w.lively()
+			w.cfg.Model.Jobs = "automatic"
+			w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 20, limits.PSI, limits.KS
+			w.up()
+			m := w.imports(trained(t, modelSeries, 40))
+			w.promoted(m.ID, true)
+			w.scoredBy(m.ID)
+			d := await(w, "drift", func() (api.Drift, bool) {
+				all, _ := w.plane.Drifts(t.Context())
+				if len(all) == 0 {
+					return api.Drift{}, false
+				}
+				return all[0], all[0].Drifted
+			})
+			if d.Model != m.ID || d.Worst[0].Series != "load_1m" || !strings.Contains(d.Why, "load_1m ("+measure) {
+				t.Errorf("%+v", d)
+			}
+			w.plane.lookAtModels(t.Context(), time.Now())
+			w.plane.lookAtModels(t.Context(), time.Now())
+			all, err := w.plane.Jobs(t.Context())
+			if err != nil || len(all) != 1 || all[0].By != "model:"+m.ID || !strings.Contains(all[0].Why, "drift") || !strings.Contains(all[0].Why, "load_1m ("+measure) {
+				t.Errorf("%+v, %v", all, err)
+			}
+		})
 	}
 }

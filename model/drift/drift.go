@@ -9,6 +9,7 @@
 package drift
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -244,8 +245,10 @@ func index(train, live float64) float64 {
 
 // Limits say from where on drift asks for a new model.
 type Limits struct {
-	// PSI is the index from which a series counts as shifted.
+	// PSI is the index from which a series counts as shifted, and KS the distance from which it does,
+	// whatever the other says. A KS over 1 never does.
 	PSI float64
+	KS  float64
 	// Ratio is the share of the series that must have shifted, 0..1.
 	Ratio float64
 	// Samples is how many a window must have to be judged.
@@ -257,8 +260,8 @@ type Limits struct {
 
 // Check says what is wrong with the limits.
 func (l Limits) Check() error {
-	if !(l.PSI > 0) || !(l.Ratio > 0 && l.Ratio <= 1) || l.Samples < 1 || !(l.Calibration > 0) {
-		return errors.New("drift: a limit on the index over 0, a ratio in 0..1, at least one sample and a limit on calibration over 0 are needed")
+	if !(l.PSI > 0) || !(l.KS > 0) || !(l.Ratio > 0 && l.Ratio <= 1) || l.Samples < 1 || !(l.Calibration > 0) {
+		return errors.New("drift: limits on the index and the distance over 0, a ratio in 0..1, at least one sample and a limit on calibration over 0 are needed")
 	}
 	return nil
 }
@@ -275,17 +278,19 @@ type Verdict struct {
 	Shifted int `json:"shifted"`
 	Series  int `json:"series"`
 	// Calibration is the error, 0 where nothing is known of it.
-	Calibration float64    `json:"calibration_error"`
-	Worst       []Distance `json:"worst"`
+	Calibration float64 `json:"calibration_error"`
+	// Worst are the series that are farthest beyond a limit, or nearest to it, the farthest first.
+	Worst []Distance `json:"worst"`
 }
 
 // Judge compares a window, and a calibration error, with the limits.
 func (l Limits) Judge(w *Window, calibration float64) Verdict {
 	all := w.Distances()
+	slices.SortStableFunc(all, func(a, b Distance) int { return cmp.Compare(l.beyond(b), l.beyond(a)) })
 	v := Verdict{Samples: w.Samples(), Series: len(all), Calibration: calibration, Worst: all[:min(5, len(all))]}
 	v.Ready = v.Samples >= l.Samples
 	for _, d := range all {
-		if d.PSI >= l.PSI {
+		if l.beyond(d) >= 1 {
 			v.Shifted++
 		}
 	}
@@ -294,7 +299,7 @@ func (l Limits) Judge(w *Window, calibration float64) Verdict {
 	}
 	if v.Series > 0 && float64(v.Shifted) >= l.Ratio*float64(v.Series) && v.Shifted > 0 {
 		v.Drifted = true
-		v.Why = fmt.Sprintf("%d of %d series have shifted (index of %.2f or more), most of all %s (%.2f)", v.Shifted, v.Series, l.PSI, v.Worst[0].Series, v.Worst[0].PSI)
+		v.Why = fmt.Sprintf("%d of %d series have shifted (PSI of %.2f or more, or KS of %.2f), most of all %s", v.Shifted, v.Series, l.PSI, l.KS, l.say(v.Worst[0]))
 		return v
 	}
 	if calibration >= l.Calibration {
@@ -302,6 +307,17 @@ func (l Limits) Judge(w *Window, calibration float64) Verdict {
 		v.Why = fmt.Sprintf("what it says is off by %.2f powers of ten from what comes (limit %.2f)", calibration, l.Calibration)
 	}
 	return v
+}
+
+// beyond is how far a series is as a share of the limit, of the measure by which that is more.
+func (l Limits) beyond(d Distance) float64 { return max(d.PSI/l.PSI, d.KS/l.KS) }
+
+// say names a series and the measure by which it is that far.
+func (l Limits) say(d Distance) string {
+	if d.KS/l.KS > d.PSI/l.PSI {
+		return fmt.Sprintf("%s (KS %.2f)", d.Series, d.KS)
+	}
+	return fmt.Sprintf("%s (PSI %.2f)", d.Series, d.PSI)
 }
 
 // Calibration follows whether probabilities come true.

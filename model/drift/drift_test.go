@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-var limits = Limits{PSI: 0.25, Ratio: 0.3, Samples: 1000, Calibration: 0.5}
+var limits = Limits{PSI: 0.25, KS: 0.2, Ratio: 0.3, Samples: 1000, Calibration: 0.5}
 
 func reference(r *rand.Rand) *Reference {
 	return NewReference([]string{"normal", "constant", "counter", "sparse"}, 5000, func(_, c int) float64 { return draw(r, c, 0, 1) })
@@ -64,6 +64,44 @@ func TestTheSameIsNoDriftAndAShiftIs(t *testing.T) {
 	for _, d := range v.Worst {
 		if d.Series == "constant" && (d.PSI < 1 || d.KS < 0.99) {
 			t.Errorf("a constant that moved: %+v", d)
+		}
+	}
+}
+
+// Either measure asks for a training where the other sees nothing: a move that is spread over all bins
+// is little in each and adds up, and one between two bins hardly adds up.
+func TestEitherMeasureFindsAShift(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	ref := NewReference([]string{"steady", "moving"}, 5000, func(int, int) float64 { return r.Float64() })
+	for name, c := range map[string]struct {
+		move func(u float64) float64
+		want string
+		deaf Limits // to that measure
+	}{
+		"spread over all bins": {func(u float64) float64 {
+			if u < 0.5 && r.Float64() < 0.45 {
+				return u + 0.5
+			}
+			return u
+		}, "moving (KS 0.2", Limits{PSI: limits.PSI, KS: 2}},
+		"from one bin to another": {func(u float64) float64 {
+			if u < 0.1 && r.Float64() < 0.95 {
+				return u + 0.1
+			}
+			return u
+		}, "moving (PSI 0.", Limits{PSI: 100, KS: limits.KS}},
+	} {
+		w := NewWindow(ref)
+		for range 20_000 {
+			w.Add([]float64{r.Float64(), c.move(r.Float64())})
+		}
+		l := limits
+		v := l.Judge(w, 0)
+		if !v.Drifted || v.Shifted != 1 || v.Worst[0].Series != "moving" || !strings.Contains(v.Why, c.want) {
+			t.Errorf("%s: %+v", name, v)
+		}
+		if l.PSI, l.KS = c.deaf.PSI, c.deaf.KS; l.Judge(w, 0).Drifted {
+			t.Errorf("%s is found by the other measure: %+v", name, v)
 		}
 	}
 }
