@@ -39,8 +39,10 @@ type Model struct {
 	Metrics map[string]float64 `json:"metrics"`
 	// LeftOut says what the data could not teach it.
 	LeftOut []string `json:"left_out,omitempty"`
-	Bytes   int      `json:"bytes"`
-	SHA256  string   `json:"sha256"`
+	// Warnings say why it may not suit this fleet.
+	Warnings []string `json:"warnings,omitempty"`
+	Bytes    int      `json:"bytes"`
+	SHA256   string   `json:"sha256"`
 }
 
 // Comparison is what a shadow made of the samples that the champion scored too.

@@ -252,6 +252,9 @@ func printModel(out io.Writer, m api.Model) error {
 		fmt.Fprintf(out, "  %s\n", m.Note)
 	}
 	fmt.Fprintf(out, "  trained %s by %s on %s: %d rows of %d hosts, %d series\n", m.Trained.Format(time.DateTime), m.Code, m.Source, m.Rows, m.Hosts, len(m.Series))
+	for _, w := range m.Warnings {
+		fmt.Fprintf(out, "  warning: %s\n", w)
+	}
 	return printMetrics(out, m.Metrics, m.LeftOut)
 }
 

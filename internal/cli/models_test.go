@@ -74,6 +74,9 @@ func TestFromTelemetryToAChampion(t *testing.T) {
 		if err != nil || decoded[api.Model](t, out).State != c.state {
 			t.Errorf("model %s: %v: %s", c.args, err, out)
 		}
+		if w := decoded[api.Model](t, out).Warnings; len(w) != 1 || !strings.Contains(w[0], "120s apart, and agent.interval is 1s here") {
+			t.Errorf("model %s warns of the other step by %q", c.args, w)
+		}
 	}
 	if _, err := run(t, "model", "rollback", "anomaly", server); err == nil || !strings.Contains(err.Error(), "no model is in use") {
 		t.Errorf("%v", err)

@@ -102,6 +102,41 @@ func (w *world) scoredBy(model string) {
 	})
 }
 
+// A model of samples that are a minute apart is imported where hosts send 20 a second.
+func TestAModelOfAnotherStepIsAWarning(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	m := w.imports(trained(t, modelSeries, 2))
+	if len(m.Warnings) != 0 {
+		t.Errorf("of an unknown step: %q", m.Warnings)
+	}
+	h, state, err := registry.Decode(trained(t, modelSeries, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.StepSeconds = 60
+	file, err := registry.Encode(h, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = w.imports(file)
+	if len(m.Warnings) != 1 || !strings.Contains(m.Warnings[0], "60s apart") || !strings.Contains(m.Warnings[0], "is 0.05s here") {
+		t.Errorf("the answer to the import: %q", m.Warnings)
+	}
+	if again, err := w.plane.Model(t.Context(), m.ID); err != nil || !slices.Equal(again.Warnings, m.Warnings) {
+		t.Errorf("later: %q, %v", again.Warnings, err)
+	}
+	for _, c := range []struct {
+		trained float64
+		used    time.Duration
+		warn    bool
+	}{{60, time.Second, true}, {1, time.Minute, true}, {60, time.Minute, false}, {2, time.Second, false}, {1, 2 * time.Second, false}, {0, time.Second, false}} {
+		if why := otherStep(c.trained, c.used); (why != "") != c.warn {
+			t.Errorf("trained on %v s, used on %v: %q", c.trained, c.used, why)
+		}
+	}
+}
+
 // A model is imported, tried in shadow, made champion, survives a restart, and is rolled
 // back; what is damaged or of another catalogue is refused, and the champion goes on.
 func TestTheLifeOfAModel(t *testing.T) {

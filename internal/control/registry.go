@@ -128,7 +128,7 @@ func (p *Plane) openModels(ctx context.Context) error {
 // by the reader of the table, so that what takes longer goes on beside it.
 func (p *Plane) modelsChanged(kind registry.Kind, l registry.Ledger) {
 	for _, v := range l.Versions {
-		p.events.emit("model", v.ID, modelView(v))
+		p.events.emit("model", v.ID, p.modelView(v))
 	}
 	select {
 	case p.reload <- kind:
@@ -200,13 +200,30 @@ func (p *Plane) loadModels(ctx context.Context, kind registry.Kind) {
 	}
 }
 
-func modelView(v registry.Version) api.Model {
+func (p *Plane) modelView(v registry.Version) api.Model {
 	m := api.Model{ID: v.ID, Kind: string(v.Kind), State: string(v.State), Since: v.Since, By: v.By, Note: v.Note, Trained: v.Trained, Source: v.Source, From: v.From, To: v.To,
 		Hosts: v.Hosts, Rows: v.Rows, StepS: v.StepSeconds, Series: v.Series, Code: v.Code, Parent: v.Parent, Metrics: v.Metrics, LeftOut: v.LeftOut, Bytes: v.Bytes, SHA256: v.SHA256}
 	if m.Metrics == nil {
 		m.Metrics = map[string]float64{}
 	}
+	if why := otherStep(v.StepSeconds, p.cfg.Agent.Interval.D()); why != "" {
+		m.Warnings = []string{why}
+	}
 	return m
+}
+
+// stepsApart is by how much the steps of training and of use may differ without a warning.
+const stepsApart = 2
+
+// otherStep says that a model was trained on samples, or means over windows, that were clearly
+// closer together or farther apart than those it is used on; "" where they were not, or where
+// that is not known (0).
+func otherStep(trainedSeconds float64, used time.Duration) string {
+	if trainedSeconds == 0 || trainedSeconds <= stepsApart*used.Seconds() && used.Seconds() <= stepsApart*trainedSeconds {
+		return ""
+	}
+	return fmt.Sprintf("it was trained on samples that are %gs apart, and agent.interval is %gs here: what is usual at the one step need not be at the other; "+
+		"see what it says as a shadow before it is champion, or train it on samples that are as far apart as here", trainedSeconds, used.Seconds())
 }
 
 // modelProblem turns the registry's errors into the api's.
@@ -229,7 +246,7 @@ func (p *Plane) Models(ctx context.Context) ([]api.Model, error) {
 	all, err := p.registry.List(ctx)
 	out := []api.Model{}
 	for _, v := range all {
-		out = append(out, modelView(v))
+		out = append(out, p.modelView(v))
 	}
 	return out, modelProblem(err)
 }
@@ -237,7 +254,7 @@ func (p *Plane) Models(ctx context.Context) ([]api.Model, error) {
 // Model returns a version.
 func (p *Plane) Model(ctx context.Context, id string) (api.Model, error) {
 	v, err := p.registry.Find(ctx, id)
-	return modelView(v), modelProblem(err)
+	return p.modelView(v), modelProblem(err)
 }
 
 // ModelFile returns a version's file.
@@ -258,8 +275,14 @@ func (p *Plane) changedModel(ctx context.Context, who, event string, v registry.
 	if err != nil {
 		return api.Model{}, modelProblem(err)
 	}
+	m := p.modelView(v)
+	if v.State != registry.Retired {
+		for _, w := range m.Warnings {
+			p.log.Warn("a model may not suit this fleet", "model", v.ID, "state", v.State, "warning", w)
+		}
+	}
 	p.log.Info("model", "event", event, "model", v.ID, "state", v.State, "by", who)
-	return modelView(v), problem(p.audit.Append(ctx, who, event, v.ID, map[string]any{"kind": v.Kind, "state": v.State, "note": v.Note, "sha256": v.SHA256}))
+	return m, problem(p.audit.Append(ctx, who, event, v.ID, map[string]any{"kind": v.Kind, "state": v.State, "note": v.Note, "sha256": v.SHA256}))
 }
 
 // ImportModel adds a file as a candidate.
