@@ -352,6 +352,25 @@ func TestAShadowMustForeseeWhatTheChampionDoes(t *testing.T) {
 	}
 }
 
+// A shadow's alarm begins where that of the shadow before it is still on.
+func TestAShadowInheritsNoAlarm(t *testing.T) {
+	w := newWorld(t)
+	w.label.DryRun = true
+	busy, _ := w.pressed()
+	w.up()
+	w.learned()
+	w.promoted(w.imports(foreseeing(t, false)).ID, true)
+	busy.Store(0.9)
+	for range 2 {
+		id := w.imports(foreseeing(t, false)).ID
+		w.promoted(id, false)
+		await(w, "an alarm of the shadow "+id, func() (any, bool) {
+			all, _ := w.plane.Comparisons(t.Context())
+			return nil, len(all) == 1 && all[0].Shadow == id && all[0].AlarmsShadow == 1 && all[0].AlarmsChampion == 1
+		})
+	}
+}
+
 // A data set that lies in the data directory is trained on in place of what is stored.
 func TestATrainingFromADataSet(t *testing.T) {
 	w := newWorld(t)
