@@ -206,7 +206,8 @@ func (p *Plane) modelView(v registry.Version) api.Model {
 	if m.Metrics == nil {
 		m.Metrics = map[string]float64{}
 	}
-	if why := otherStep(v.StepSeconds, p.cfg.Agent.Interval.D()); why != "" {
+	// What a failure model sees is measured in time; what an anomaly model has learned is of samples.
+	if why := otherStep(v.StepSeconds, p.cfg.Agent.Interval.D()); why != "" && v.Kind == registry.KindAnomaly {
 		m.Warnings = []string{why}
 	}
 	return m
