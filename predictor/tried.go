@@ -33,7 +33,8 @@ const crashIsFor = time.Hour
 // Tried is what was carried out on a host lately, and against what it counts.
 //
 // What a fault shows changes while it lasts: a service looks hung in one minute, and its neighbours noisy in
-// the next. So an attempt counts against whatever is wrong with the host after it, for a period.
+// the next. So an attempt counts against whatever is wrong with the host after it, for a period, but for
+// what names another culprit: that another service hangs is another fault.
 // Once the host has been sound for half an hour after it, with a sample in each quarter, it counts only
 // against what it was carried out against: the same signature of the same culprit.
 //
@@ -50,7 +51,13 @@ func NewTried(period time.Duration) *Tried { return &Tried{period: period} }
 
 // counts tells whether an attempt is one against such a fault.
 func (t *Tried) counts(a *Attempt, s fleet.Signature, culprit string, now time.Time) bool {
-	return now.Sub(a.At) <= t.period && (!a.held || a.Signature == s && a.Culprit == culprit)
+	switch {
+	case now.Sub(a.At) > t.period:
+		return false
+	case a.held:
+		return a.Signature == s && a.Culprit == culprit
+	}
+	return a.Culprit == culprit || a.Culprit == "" || culprit == ""
 }
 
 // Add takes an attempt that has just ended, and returns it with Again set.

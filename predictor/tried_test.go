@@ -24,6 +24,9 @@ func TestTried(t *testing.T) {
 	if at, times := x.Against(fleet.SignatureDisk, "", minute(6)); !at[fleet.ActionRecycle].Equal(minute(5)) || times[fleet.ActionRecycle] != 2 {
 		t.Errorf("%v, %v", at, times)
 	}
+	if at, _ := x.Against(noise, "b", minute(6)); at != nil {
+		t.Errorf("what is wrong with another one is another fault, and this was tried: %v", at)
+	}
 	for n := 6; n <= 36; n++ { // sound, and one sample at the end is not enough to make it a fault again
 		x.Observe(minute(n), true)
 	}

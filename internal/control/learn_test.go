@@ -91,9 +91,9 @@ func TestAFaultThatComesBackWasNotCured(t *testing.T) {
 	}
 }
 
-// TestAFaultThatLooksDifferentIsNotRecycledAgain has a service hang, and after the recycle another one: it did not help
-// against what is wrong with the host.
-func TestAFaultThatLooksDifferentIsNotRecycledAgain(t *testing.T) {
+// TestEachServiceIsRecycledOnce has a service hang, after the recycle another one, which is another fault, and then that one
+// again, against which the recycle did not help.
+func TestEachServiceIsRecycledOnce(t *testing.T) {
 	const other = "network.service"
 	w := newWorld(t)
 	w.host = sim.New(sim.Config{Units: []string{other, unit}, VMs: []fleet.VM{{ID: "vm1", Name: "web"}}})
@@ -113,15 +113,29 @@ func TestAFaultThatLooksDifferentIsNotRecycledAgain(t *testing.T) {
 	w.up()
 	w.learned()
 	w.host.Hang(other)
-	second := await(w, "another recommendation", func() (fleet.Recommendation, bool) {
+	second := w.approved()
+	w.down()
+	w.up()
+	w.learned()
+	w.host.Hang(other)
+	third := await(w, "a third recommendation", func() (fleet.Recommendation, bool) {
 		all, err := w.plane.Recommendations(t.Context())
-		return all[0], err == nil && len(all) == 2
+		return all[0], err == nil && len(all) == 3
 	})
-	if first.Action != fleet.ActionRecycle || first.Prediction.Culprit != unit || second.Prediction.Culprit != other || second.Action != fleet.ActionHandOver {
-		t.Errorf("first %s of %s, then %s of %s", first.Action, first.Prediction.Culprit, second.Action, second.Prediction.Culprit)
+	for i, c := range []struct {
+		fleet.Recommendation
+		culprit string
+		action  fleet.Action
+	}{{first, unit, fleet.ActionRecycle}, {second, other, fleet.ActionRecycle}, {third, other, fleet.ActionHandOver}} {
+		if c.Prediction.Culprit != c.culprit || c.Action != c.action {
+			t.Errorf("%d: %s of %s", i, c.Action, c.Prediction.Culprit)
+		}
 	}
-	if got := w.outcome(first.ID); !slices.Equal(got, []string{"recycle: failed"}) {
+	if got := w.outcome(second.ID); !slices.Equal(got, []string{"recycle: failed"}) {
 		t.Errorf("%v", got)
+	}
+	if rec, _, _ := w.plane.recommender.table.Find(first.ID); len(rec.Outcomes) != 0 {
+		t.Errorf("that another service hangs has taught of the first: %v", rec.Outcomes)
 	}
 }
 
