@@ -150,7 +150,7 @@ func TestAFalseAlarmIsNotRepeated(t *testing.T) {
 		if (d.asked == 0) != alarm {
 			t.Errorf("with a false alarm before: %v; the policy was asked %d times within the hour", alarm, d.asked)
 		}
-		if pass(30); d.asked == 0 {
+		if pass(persists + 5); d.asked == 0 { // on a host without VMs one can wait
 			t.Error("the policy is not asked after the hour either")
 		}
 	}
