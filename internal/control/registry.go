@@ -155,6 +155,9 @@ func (p *Plane) followModels(ctx context.Context) {
 func (p *Plane) loadModels(ctx context.Context, kind registry.Kind) {
 	load := func(s registry.State) (*seated, bool) {
 		v, h, state, ok, err := p.registry.Current(ctx, kind, s)
+		if ctx.Err() != nil { // serve is ending
+			return nil, false
+		}
 		if err != nil {
 			p.log.Error("a model cannot be used", "kind", kind, "state", s, "model", v.ID, "err", err)
 			p.roster.broken(kind, s, fmt.Sprintf("the %s %s cannot be used: %v", s, v.ID, err))
