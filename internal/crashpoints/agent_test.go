@@ -134,7 +134,8 @@ func (f killedFile) Sync() error {
 	return err
 }
 
-// toFile is the control plane of the agent: a file.
+// toFile is the control plane of the agent: a file. A command that comes again has its
+// reports sent again, so the final one may come twice: final has room for one.
 type toFile struct {
 	path  string
 	final chan struct{}
@@ -154,7 +155,10 @@ func (r toFile) PublishReport(_ context.Context, rep fleet.Report) error {
 		return err
 	}
 	if rep.Result != "" {
-		close(r.final)
+		select {
+		case r.final <- struct{}{}:
+		default:
+		}
 	}
 	return nil
 }
@@ -175,7 +179,7 @@ func agentMain() error {
 	quiet := slog.New(slog.DiscardHandler)
 	services := systemd.New(systemd.Config{Units: units, Log: quiet})
 	defer services.Close()
-	reports := toFile{filepath.Join(dir, "reports.jsonl"), make(chan struct{})}
+	reports := toFile{filepath.Join(dir, "reports.jsonl"), make(chan struct{}, 1)}
 	vms, guests := agent.VMs(&qmp.Preserver{Sockets: os.Getenv(envQMP), Dir: filepath.Join(dir, "reset"), Station: kill.station})
 	cfg := host.Config{
 		Host: "h", Dir: filepath.Join(dir, "journal"), Services: services, Guests: guests, VMs: vms, Reports: reports, Units: services.Names,
