@@ -209,13 +209,14 @@ func (b *Bus) embed(o Options) (string, error) {
 	secret := make([]byte, 32)
 	rand.Read(secret)
 	password := hex.EncodeToString(secret)
+	check := &authenticator{password: password, agents: o.Agents}
 	so := &server.Options{
 		ServerName: "tardigrade", JetStream: true, StoreDir: o.Dir, SyncAlways: true,
 		DontListen: o.Listen == "", NoSigs: true, NoLog: true,
 		MaxPayload: 1 << 20,
 		// Limits are those of the streams; the disk itself is looked after by WatchSpace.
 		JetStreamMaxStore:          1 << 60,
-		CustomClientAuthentication: authenticator{password: password, agents: o.Agents},
+		CustomClientAuthentication: check,
 	}
 	if o.Listen != "" {
 		host, portText, err := net.SplitHostPort(o.Listen)
@@ -251,6 +252,12 @@ func (b *Bus) embed(o Options) (string, error) {
 		b.Close()
 		return "", fmt.Errorf("the embedded NATS server with its files in %s did not become ready within 30 s; the log says more", o.Dir)
 	}
+	agents, err := b.isolate()
+	if err != nil {
+		b.Close()
+		return "", err
+	}
+	check.account.Store(agents)
 	b.jetStream = *s.JetStreamConfig()
 	b.jetStream.StoreDir = o.Dir // the server adds a directory of its own to it
 	return password, nil
@@ -348,18 +355,19 @@ func (b *Bus) ensure(ctx context.Context, s jetstream.StreamConfig) error {
 type authenticator struct {
 	password string
 	agents   func(fleet.HostID, string) bool
+	account  atomic.Pointer[server.Account] // of the agents; none is admitted before it is there
 }
 
-func (a authenticator) Check(c server.ClientAuthentication) bool {
+func (a *authenticator) Check(c server.ClientAuthentication) bool {
 	o := c.GetOpts()
 	if o.Username == controlUser {
 		return constantTimeEqual(o.Password, a.password)
 	}
-	host := fleet.HostID(o.Username)
-	if a.agents == nil || host.Validate() != nil || !a.agents(host, o.Password) {
+	host, account := fleet.HostID(o.Username), a.account.Load()
+	if a.agents == nil || account == nil || host.Validate() != nil || !a.agents(host, o.Password) {
 		return false
 	}
-	c.RegisterUser(&server.User{Username: o.Username, Permissions: agentPermissions(host)})
+	c.RegisterUser(&server.User{Username: o.Username, Account: account, Permissions: agentPermissions(host)})
 	return true
 }
 

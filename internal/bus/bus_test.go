@@ -175,6 +175,8 @@ func TestAnAgentSpeaksForItsOwnHostAlone(t *testing.T) {
 	if _, err := a.js.Publish(ctx, subjectAudit, []byte("{}")); err == nil {
 		t.Error("an agent could write to the audit trail")
 	}
+	obeys(t, b, a)
+	confined(t, b, a)
 	if c, err := nats.Connect("nats://"+b.Addr(), nats.UserInfo("h1", "wrong")); err == nil {
 		c.Close()
 		t.Error("a wrong token was admitted")
@@ -182,6 +184,73 @@ func TestAnAgentSpeaksForItsOwnHostAlone(t *testing.T) {
 	if c, err := nats.Connect("nats://" + b.Addr()); err == nil {
 		c.Close()
 		t.Error("a connection without credentials was admitted")
+	}
+}
+
+// obeys fails the test unless the agent of h1 gets its commands.
+func obeys(t *testing.T, b *Bus, a *Agent) {
+	t.Helper()
+	if err := b.AdmitHost(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Send(t.Context(), fleet.Command{ID: "e1.recycle.1", Host: "h1", Token: 7}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	got := ""
+	a.Commands(ctx, func(_ context.Context, c fleet.Command) error {
+		got = c.ID
+		cancel()
+		return nil
+	})
+	if got != "e1.recycle.1" {
+		t.Errorf("the agent got the command %q", got)
+	}
+}
+
+// confined fails the test if the agent of h1 can have an answer delivered where it may not publish itself.
+func confined(t *testing.T, b *Bus, a *Agent) {
+	t.Helper()
+	audit := OpenAudit(b)
+	if err := audit.Append(t.Context(), "ann", "freeze", "f1", nil); err != nil {
+		t.Fatal(err)
+	}
+	table, err := OpenTable[fleet.Host](t.Context(), b, "CONFINED", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Put(t.Context(), "h2", fleet.Host{ID: "h2", Version: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{subjectAudit, "$KV.CONFINED.h2", "$JS.API.STREAM.PURGE." + StreamSamples, "$JS.API.STREAM.DELETE." + StreamSamples, "$JS.API.STREAM.DELETE." + StreamAudit, subjectCommands + "h2"} {
+		for from, body := range map[string]string{
+			subjectSamples + "h1": "no sample", subjectReports + "h1": "no report", subjectBundles + "h1": "no piece",
+			"$JS.API.CONSUMER.INFO.COMMANDS.agent-h1": "", "$JS.API.CONSUMER.MSG.NEXT.COMMANDS.agent-h1": `{"batch":1,"no_wait":true}`,
+		} {
+			if err := a.conn.PublishRequest(from, to, []byte(body)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// What the agent sends next comes after all of that.
+	if err := agentPublish(t.Context(), a, sampleAt("h1", time.Now().Add(-24*time.Hour), 1)); err != nil {
+		t.Errorf("the stream of samples is gone: %v", err)
+	}
+	n := 0
+	if err := audit.Verify(t.Context(), func(uint64, AuditRecord) { n++ }); err != nil || n != 1 {
+		t.Errorf("%d records in the audit trail, %v", n, err)
+	}
+	if h, _, err := table.Load(t.Context(), "h2"); err != nil || h.Version != "1" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for stream, want := range map[string]bool{StreamSamples: true, StreamCommands: false} {
+		s, err := b.JS.Stream(t.Context(), stream)
+		if err != nil {
+			t.Errorf("%s: %v", stream, err)
+		} else if got := s.CachedInfo().State.Msgs > 0; got != want {
+			t.Errorf("%s has messages: %v", stream, got)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/nats-io/jwt/v2"
@@ -16,7 +17,7 @@ type Callout struct {
 	// Seed is of the account key that the servers know as issuer; "" leaves the agents to
 	// the cluster's own configuration.
 	Seed string
-	// Account is the one for the agents, "$G" where the servers have no accounts.
+	// Account is the one for the agents; it must not be the control plane's own, see [imports].
 	Account string
 }
 
@@ -31,6 +32,13 @@ func (b *Bus) answer(c Callout, agents func(fleet.HostID, string) bool) error {
 	public, err := key.PublicKey()
 	if err != nil || !nkeys.IsValidPublicAccountKey(public) {
 		return fmt.Errorf("bus.callout: the seed is not of an account key (SA...)")
+	}
+	own, err := b.account()
+	if err != nil {
+		return fmt.Errorf("bus.account: ask the cluster for the control plane's own account: %w", err)
+	}
+	if own == c.Account {
+		return fmt.Errorf("bus.account: the agents are to be in %s, which is the account of the control plane: give them one of their own, as docs/bus.md says", own)
 	}
 	_, err = b.Conn.QueueSubscribe(subjectCallout, "tardigrade", func(m *nats.Msg) {
 		q, err := jwt.DecodeAuthorizationRequestClaims(string(m.Data))
@@ -55,6 +63,21 @@ func (b *Bus) answer(c Callout, agents func(fleet.HostID, string) bool) error {
 		}
 	})
 	return err
+}
+
+// account is the one that the control plane is in.
+func (b *Bus) account() (string, error) {
+	m, err := b.Conn.Request("$SYS.REQ.USER.INFO", nil, clusterPatience)
+	if err != nil {
+		return "", err
+	}
+	var info struct {
+		Data struct {
+			Account string `json:"account"`
+		} `json:"data"`
+	}
+	err = json.Unmarshal(m.Data, &info)
+	return info.Data.Account, err
 }
 
 // admission confines an agent as the embedded server does.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,14 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	ca, _, _ := authority.Write(t.TempDir(), "127.0.0.1")
-	c := &cluster{roots: &tls.Config{RootCAs: pool(t, ca), MinVersion: tls.VersionTLS12}, callout: Callout{Seed: string(seed), Account: "$G"}}
+	c := &cluster{roots: &tls.Config{RootCAs: pool(t, ca), MinVersion: tls.VersionTLS12}, callout: Callout{Seed: string(seed), Account: "AGENTS"}}
+	// What the servers know of accounts is what the document says.
+	_, accounts, ok := strings.Cut(string(read(t, "../../docs/bus.md")), "    accounts {")
+	accounts, _, ended := strings.Cut(accounts, "\n\n")
+	if !ok || !ended {
+		t.Fatal("docs/bus.md has no accounts")
+	}
+	accounts = "accounts {" + strings.NewReplacer("PASSWORD", "secret", "A…", issuer).Replace(accounts)
 	var routes []*url.URL
 	var ports []*loopback.Reservation
 	for range 3 {
@@ -64,12 +72,17 @@ func startCluster(t *testing.T) *cluster {
 	}
 	var urls []string
 	for i, p := range ports {
-		o := &server.Options{
-			ServerName: fmt.Sprintf("n%d", i+1), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-			TLS: true, TLSTimeout: 30, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, AuthTimeout: 30,
-			Routes: routes, Users: []*server.User{{Username: "control", Password: "secret"}},
-			AuthCallout: &server.AuthCallout{Issuer: issuer, Account: "$G", AuthUsers: []string{"control"}},
+		file := filepath.Join(t.TempDir(), "nats-server.conf")
+		if err := os.WriteFile(file, []byte(accounts), 0o600); err != nil {
+			t.Fatal(err)
 		}
+		o, err := server.ProcessConfigFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.ServerName, o.Host, o.Port, o.JetStream, o.StoreDir, o.NoSigs, o.NoLog = fmt.Sprintf("n%d", i+1), "127.0.0.1", server.RANDOM_PORT, true, t.TempDir(), true, true
+		o.TLS, o.TLSTimeout, o.TLSConfig, o.AuthTimeout = true, 30, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, 30
+		o.Routes = routes
 		o.Cluster.Name, o.Cluster.Host = "tardigrade", "127.0.0.1"
 		if _, err := fmt.Sscan(p.Port, &o.Cluster.Port); err != nil {
 			t.Fatal(err)
@@ -123,6 +136,8 @@ func TestClusterLosesAServer(t *testing.T) {
 	if err := agentPublish(t.Context(), a, sampleAt("h2", time.Now(), 0)); err == nil {
 		t.Error("the agent of h1 spoke for h2")
 	}
+	obeys(t, b, a)
+	confined(t, b, a)
 	for _, wrong := range []nats.Option{nats.UserInfo("h1", "wrong"), nats.UserInfo("control", "wrong"), nats.UserInfo("", "")} {
 		if conn, err := nats.Connect("tls://"+c.servers[0].Addr().String(), nats.Secure(c.roots), wrong); err == nil {
 			conn.Close()
@@ -213,6 +228,14 @@ func TestAClusterThatCannotBeUsedSaysWhy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	right, err := account.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
 	alone, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +255,7 @@ func TestAClusterThatCannotBeUsedSaysWhy(t *testing.T) {
 		"half an address":        {Options{URL: there + ", "}, []string{"bus.url"}},
 		"more replicas than are": {Options{URL: there, Replicas: 3}, []string{StreamSamples, "3 replicas"}},
 		"a seed of a user":       {Options{URL: there, Callout: Callout{Seed: string(wrong), Account: "$G"}}, []string{"bus.callout", "account key"}},
+		"one account for all":    {Options{URL: there, Callout: Callout{Seed: string(right), Account: "$G"}}, []string{"bus.account", "$G", "docs/bus.md"}},
 		"no seed":                {Options{URL: there, Callout: Callout{Seed: "x", Account: "$G"}}, []string{"bus.callout", "account key"}},
 	} {
 		b, err := Open(t.Context(), c.o)

@@ -316,7 +316,7 @@ func Default() Config {
 	return Config{
 		Data: ".tardigrade",
 		API:  API{Listen: "127.0.0.1:8080"},
-		Bus:  Bus{Account: "$G", Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
+		Bus:  Bus{Account: "AGENTS", Replicas: 1, SampleAge: Duration(48 * time.Hour), SampleMiB: 4096},
 		Agent: Agent{
 			Interval: Duration(time.Second), Data: "/var/lib/tardigrade", SpoolMiB: 256,
 			Migrate: Migrate{Parallel: 2, AutoConverge: true, Downtime: Duration(100 * time.Millisecond)},
