@@ -4,27 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
 // TestStreamsThatAFullDiskBroke fills a file system of the test's own to the last byte, lets
 // writes fail, and makes room again.
 func TestStreamsThatAFullDiskBroke(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
-		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	smalldisk.Mount(t, dir, "size=64m")
 	b := open(t, Options{
 		Dir: filepath.Join(dir, "bus"), SampleBytes: 8 << 20, SampleAge: time.Hour,
 		Agents: func(host fleet.HostID, token string) bool { return host == "h1" && token == "secret" },
@@ -105,21 +99,7 @@ func TestStreamsThatAFullDiskBroke(t *testing.T) {
 	}
 	round("1")
 
-	// Fill the disk to the last byte but 100 KiB.
-	ballast := filepath.Join(dir, "ballast")
-	f, err := os.Create(ballast)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for size := 1 << 20; size > 0; {
-		if _, err := f.Write(make([]byte, size)); err != nil {
-			size /= 2
-		}
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	if err := errors.Join(err, f.Truncate(size-100<<10), f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	empty := smalldisk.Fill(t, dir, 100<<10)
 	eventually(t, "the disk is full", func() error {
 		if b.Full() == "" {
 			return errors.New("it is not")
@@ -163,9 +143,7 @@ func TestStreamsThatAFullDiskBroke(t *testing.T) {
 		}
 	}
 
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
+	empty()
 	eventually(t, "all can be written", func() error {
 		if why := b.Unwritable(); why != "" {
 			return errors.New(why)

@@ -1,38 +1,28 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
-// TestAFullDisk fills a file system of the test's own.
 func TestAFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=400m"); err != nil {
-		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	smalldisk.Mount(t, dir, "size=400m")
 	b := open(t, Options{Dir: filepath.Join(dir, "bus"), SampleBytes: 1 << 30, SampleAge: time.Hour})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { b.WatchSpace(ctx); close(done) }()
 	defer func() { cancel(); <-done }()
 
-	ballast := filepath.Join(dir, "ballast")
-	if err := os.WriteFile(ballast, bytes.Repeat([]byte{1}, 290<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	empty := smalldisk.Fill(t, dir, 110<<20)
 	// Noise does not compress.
 	r := rand.New(rand.NewPCG(1, 2))
 	schema := fleet.NewSchema(strings.Split(strings.Repeat("x,", 500)+"x", ","))
@@ -74,9 +64,7 @@ func TestAFullDisk(t *testing.T) {
 	if err := b.History(t.Context(), "h1", at, time.Now(), func(fleet.Sample) bool { n++; return true }); err != nil || n != taken-1 {
 		t.Errorf("%d of %d samples are there, %v", n, taken-1, err)
 	}
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
+	empty()
 	for end := time.Now().Add(time.Minute); next() != nil; {
 		if time.Now().After(end) {
 			t.Fatalf("with room on the disk no sample is taken: %v, %q", next(), b.Full())

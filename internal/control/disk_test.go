@@ -10,13 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/executor"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
 // gated holds each restart of a service until the test lets it go on.
@@ -38,10 +37,8 @@ func TestARecycleOutlastsAFullDisk(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m,mode=700"); err != nil {
-		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-	}
-	t.Cleanup(func() { w.down(); unix.Unmount(dir, unix.MNT_DETACH) })
+	smalldisk.Mount(t, dir, "size=64m,mode=700")
+	t.Cleanup(w.down)
 	gate := gated{w.host, make(chan struct{}), make(chan struct{})}
 	w.services = gate
 	w.up()
@@ -52,17 +49,7 @@ func TestARecycleOutlastsAFullDisk(t *testing.T) {
 	}
 	<-gate.began
 
-	ballast := filepath.Join(dir, "ballast")
-	f, err := os.Create(ballast)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for size := 1 << 20; size > 0; {
-		if _, err := f.Write(make([]byte, size)); err != nil {
-			size /= 2
-		}
-	}
-	f.Close()
+	empty := smalldisk.Fill(t, dir, 0)
 	broken := func() string {
 		_, degraded := w.plane.NotReady(t.Context())
 		return degraded["bus"]
@@ -88,9 +75,7 @@ func TestARecycleOutlastsAFullDisk(t *testing.T) {
 		t.Errorf("the execution is %s", s)
 	}
 
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
+	empty()
 	done := await(w, "the recycle is done", func() (fleet.Execution, bool) {
 		all := w.executions()
 		return all[0], all[0].State.Final()

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
 func open(t *testing.T, dir string, limit int64) *Spool {
@@ -137,7 +139,7 @@ func TestTornAtEveryByte(t *testing.T) {
 // TestDiskFull uses a file system of its own that is too small.
 func TestDiskFull(t *testing.T) {
 	dir := t.TempDir()
-	mount(t, dir)
+	smalldisk.Mount(t, dir, "size=256k")
 	s := open(t, dir, 10<<20)
 	taken := 0
 	var err error
