@@ -104,7 +104,6 @@ type Bus struct {
 
 	mu         sync.Mutex
 	unwritable map[string]unwritable // by stream; "" is all of them
-	cure       string                // what to do about it
 	reopened   chan struct{}         // closed when JetStream was started anew
 }
 
@@ -117,7 +116,6 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 		o.Replicas = 1
 	}
 	b := &Bus{log: o.Log, replicas: o.Replicas, onWrite: o.OnWrite, dir: o.Dir, unwritable: make(map[string]unwritable), reopened: make(chan struct{})}
-	b.cure = b.makeRoom()
 	if b.onWrite == nil {
 		b.onWrite = func(string, bool) {}
 	}

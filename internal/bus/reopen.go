@@ -45,7 +45,7 @@ func (b *Bus) Unwritable() string {
 	if all == nil {
 		return ""
 	}
-	return strings.Join(all, "; ") + ": " + b.cure
+	return strings.Join(all, "; ") + ": " + b.cure()
 }
 
 // writable returns [ErrUnwritable] while the stream takes no writes.
@@ -54,7 +54,7 @@ func (b *Bus) writable(stream string) error {
 	defer b.mu.Unlock()
 	for _, name := range []string{stream, ""} {
 		if u, ok := b.unwritable[name]; ok {
-			return fmt.Errorf("%w: %s: %s", ErrUnwritable, u.say(name), b.cure)
+			return fmt.Errorf("%w: %s: %s", ErrUnwritable, u.say(name), b.cure())
 		}
 	}
 	return nil
@@ -92,25 +92,30 @@ const (
 // lookAtStreams asks the server which streams it cannot write, and starts JetStream anew where
 // there is room for it.
 func (b *Bus) lookAtStreams(now time.Time, room bool) {
-	if !b.takeStock(now) {
-		return
-	}
-	if !room || now.Sub(b.reopenedAt) < reopenEvery {
+	if !b.takeStock(now) || !room || now.Sub(b.reopenedAt) < reopenEvery {
 		return
 	}
 	b.reopenedAt = now
 	b.log.Warn("there is room on the disk: opening the bus anew", "because", b.Unwritable())
 	begin := time.Now()
-	b.mu.Lock()
-	b.unwritable[""] = unwritable{begin, "it is being opened anew"}
-	b.mu.Unlock()
-	err := b.reopen()
-	b.mu.Lock()
-	b.cure = b.makeRoom()
-	if err != nil {
-		b.cure = fmt.Sprintf("opening it anew failed (%v): look at the disk of %s and restart 'tardigrade serve'", err, b.dir)
+	closed := func(why string) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		u, known := b.unwritable[""]
+		if !known {
+			u.since = begin
+		}
+		u.why = why
+		b.unwritable[""] = u
 	}
-	close(b.reopened) // those who follow tables look again
+	closed("it is being opened anew")
+	if err := b.reopen(); err != nil {
+		closed(fmt.Sprintf("opening it anew failed: %v", err))
+		b.log.Error("the bus could not be opened anew: "+b.cure(), "err", err)
+		return
+	}
+	b.mu.Lock()
+	close(b.reopened) // those who follow tables and streams look again
 	b.reopened = make(chan struct{})
 	b.mu.Unlock()
 	if !b.takeStock(now) {
@@ -135,21 +140,18 @@ func (b *Bus) takeStock(now time.Time) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(found) == 0 {
-		b.cure = b.makeRoom()
-	}
 	maps.DeleteFunc(b.unwritable, func(stream string, _ unwritable) bool { return found[stream] == "" })
 	for stream, why := range found {
 		if _, known := b.unwritable[stream]; !known {
 			b.unwritable[stream] = unwritable{now, why}
-			b.log.Error(b.unwritable[stream].say(stream) + ": " + b.cure)
+			b.log.Error(b.unwritable[stream].say(stream) + ": " + b.cure())
 		}
 	}
 	return len(found) > 0
 }
 
-func (b *Bus) makeRoom() string {
-	return fmt.Sprintf("make room on the disk of %s; it is opened anew by itself then", b.dir)
+func (b *Bus) cure() string {
+	return fmt.Sprintf("make room on the disk of %s, or mend it; the bus is opened anew by itself then", b.dir)
 }
 
 // reopen starts JetStream anew within the server.

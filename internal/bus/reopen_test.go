@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -188,4 +190,99 @@ func TestStreamsThatAFullDiskBroke(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(b, notes)
+}
+
+// TestOpeningAnewFails leaves a disk with room again but without an inode, so that JetStream
+// cannot be started on it.
+func TestOpeningAnewFails(t *testing.T) {
+	dir := t.TempDir()
+	smalldisk.Mount(t, dir, "size=64m,nr_inodes=2000")
+	b := open(t, Options{Dir: filepath.Join(dir, "bus"), SampleBytes: 8 << 20, SampleAge: time.Hour})
+	log := make(lines, 100)
+	b.log = slog.New(slog.NewTextHandler(log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer func() { cancel(); wg.Wait() }()
+	said := make(chan string, 10)
+	notes, err := OpenTable(ctx, b, "NOTES", func(_, text string) { said <- "note " + text })
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() {
+		err := b.Reports(ctx, func(_ context.Context, r fleet.Report) error { said <- "report " + r.Detail; return nil })
+		if err != nil {
+			said <- "reports end: " + err.Error()
+		}
+	})
+	heard := func(want string) {
+		t.Helper()
+		var others []string // a report may come twice
+		for late := time.After(time.Minute); ; {
+			select {
+			case got := <-said:
+				if got == want {
+					return
+				}
+				others = append(others, got)
+			case <-late:
+				t.Fatalf("%q did not come within a minute, but %q", want, others)
+			}
+		}
+	}
+	round := func(n int) {
+		t.Helper()
+		if err := b.PublishReport(ctx, fleet.Report{Host: "h1", Command: "c1", Seq: n, Detail: fmt.Sprint(n)}); err != nil {
+			t.Errorf("report %d: %v", n, err)
+		}
+		heard(fmt.Sprint("report ", n))
+		if _, err := notes.Put(ctx, "k", fmt.Sprint(n)); err != nil {
+			t.Errorf("note %d: %v", n, err)
+		}
+		heard(fmt.Sprint("note ", n))
+	}
+	round(1)
+
+	empty := smalldisk.Fill(t, dir, 0)
+	if err := b.Conn.Publish(subjectAudit, make([]byte, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	eventually(t, "the stream is broken", func() error {
+		if !b.takeStock(now) {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	empty()
+	inodes := filepath.Join(dir, "inodes")
+	for err = os.Mkdir(inodes, 0o700); err == nil; {
+		_, err = os.MkdirTemp(inodes, "")
+	}
+
+	b.lookAtStreams(now, true)
+	b.lookAtStreams(now.Add(time.Second), true)
+	why := b.Unwritable()
+	for _, part := range []string{"the whole bus takes no writes since 20", "(opening it anew failed: storage directory is not writable)", "make room on the disk of " + dir} {
+		if !strings.Contains(why, part) {
+			t.Errorf("it says %q, without %q", why, part)
+		}
+	}
+	if _, err := notes.Put(ctx, "k", "x"); !errors.Is(err, ErrUnwritable) {
+		t.Errorf("a note is refused with %v", err)
+	}
+	if err := os.RemoveAll(inodes); err != nil {
+		t.Fatal(err)
+	}
+	b.lookAtStreams(now.Add(reopenEvery), true)
+	if why := b.Unwritable(); why != "" {
+		t.Errorf("it says %q", why)
+	}
+	round(2)
+	var logged []string
+	for len(log) > 0 {
+		logged = append(logged, <-log)
+	}
+	if all := strings.Join(logged, ""); !strings.Contains(all, `level=ERROR msg="the bus could not be opened anew: make room`) || !strings.Contains(all, "the bus takes writes again") {
+		t.Errorf("the log is %s", all)
+	}
 }
