@@ -59,7 +59,7 @@ func (s *Server) findExecution(c echo.Context) (fleet.Execution, error) {
 	}
 	i := slices.IndexFunc(all, func(e fleet.Execution) bool { return e.ID == c.Param("id") })
 	if i < 0 {
-		return fleet.Execution{}, fmt.Errorf("there is no execution %q: %w", c.Param("id"), ErrNotFound)
+		return fleet.Execution{}, ErrNotFound.Errorf("there is no execution %q", c.Param("id"))
 	}
 	return all[i], nil
 }
@@ -123,7 +123,7 @@ func (s *Server) bundle(c echo.Context) error {
 		return err
 	}
 	if e.Bundle == "" {
-		return fmt.Errorf("execution %s has no diagnostics: Phase 2 did not run: %w", e.ID, ErrNotFound)
+		return ErrNotFound.Errorf("execution %s has no diagnostics: Phase 2 did not run", e.ID)
 	}
 	r, err := s.cfg.Fleet.Bundle(c.Request().Context(), e)
 	if err != nil {
@@ -150,7 +150,7 @@ func (s *Server) rootCause(c echo.Context) error {
 		return err
 	}
 	if e.Bundle == "" {
-		return fmt.Errorf("execution %s has no diagnostics: Phase 2 did not run: %w", e.ID, ErrNotFound)
+		return ErrNotFound.Errorf("execution %s has no diagnostics: Phase 2 did not run", e.ID)
 	}
 	cause, text, err := s.cfg.Fleet.RootCause(c.Request().Context(), e)
 	if err != nil {

@@ -229,15 +229,31 @@ type Fleet interface {
 	Status
 }
 
-// The errors that a Fleet answers with, wrapped around a sentence for the caller.
-var (
-	ErrNotFound = errors.New("not found")         // 404
-	ErrConflict = errors.New("conflict")          // 409
-	ErrExpired  = errors.New("expired")           // 410
-	ErrInvalid  = errors.New("invalid")           // 400
-	ErrRefused  = errors.New("refused")           // 409, by the guard
-	ErrNotReady = errors.New("not available now") // 503
+// Kind is a kind of the errors that a Fleet answers with: the HTTP status for the caller.
+type Kind int
+
+// The kinds.
+const (
+	ErrInvalid  Kind = http.StatusBadRequest
+	ErrNotFound Kind = http.StatusNotFound
+	ErrConflict Kind = http.StatusConflict
+	ErrExpired  Kind = http.StatusGone
+	ErrNotReady Kind = http.StatusServiceUnavailable
 )
+
+func (k Kind) Error() string { return http.StatusText(int(k)) }
+
+// Errorf returns an error of the kind whose text is for the caller as it is.
+func (k Kind) Errorf(format string, args ...any) error {
+	return ofKind{fmt.Errorf(format, args...), k}
+}
+
+type ofKind struct {
+	error
+	kind Kind
+}
+
+func (e ofKind) Unwrap() []error { return []error{e.error, e.kind} }
 
 // Role is what a caller may do. Each role may do what the ones before it may.
 type Role string
@@ -361,6 +377,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	status, detail := http.StatusInternalServerError, "something went wrong inside; the log says what"
 	var h *echo.HTTPError
 	var large *http.MaxBytesError
+	var kind Kind
 	switch {
 	case errors.As(err, &large):
 		status, detail = http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)
@@ -373,16 +390,8 @@ func (s *Server) fail(err error, c echo.Context) {
 		case status == http.StatusMethodNotAllowed:
 			detail = fmt.Sprintf("%s is not possible here; what is: %s", c.Request().Method, c.Response().Header().Get(echo.HeaderAllow))
 		}
-	case errors.Is(err, ErrNotFound):
-		status, detail = http.StatusNotFound, err.Error()
-	case errors.Is(err, ErrExpired):
-		status, detail = http.StatusGone, err.Error()
-	case errors.Is(err, ErrConflict), errors.Is(err, ErrRefused):
-		status, detail = http.StatusConflict, err.Error()
-	case errors.Is(err, ErrInvalid):
-		status, detail = http.StatusBadRequest, err.Error()
-	case errors.Is(err, ErrNotReady):
-		status, detail = http.StatusServiceUnavailable, err.Error()
+	case errors.As(err, &kind):
+		status, detail = int(kind), err.Error()
 	default:
 		s.cfg.Log.Error("request failed", "method", c.Request().Method, "path", c.Request().URL.Path, "err", err)
 	}
@@ -393,13 +402,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	c.Response().Write(append(body, '\n'))
 }
 
-// badRequest is an [ErrInvalid] whose text is for the caller as it is.
-type badRequest string
-
-func (b badRequest) Error() string   { return string(b) }
-func (b badRequest) Is(e error) bool { return e == ErrInvalid }
-
-func invalid(format string, args ...any) error { return badRequest(fmt.Sprintf(format, args...)) }
+func invalid(format string, args ...any) error { return ErrInvalid.Errorf(format, args...) }
 
 // maxBody bounds a request.
 const maxBody = 1 << 20

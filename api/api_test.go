@@ -731,10 +731,10 @@ func TestWhatGoesWrongInside(t *testing.T) {
 	if strings.Contains(string(a.body), "secret") || !strings.Contains(log.String(), "/secret/path") {
 		t.Errorf("answered %s, logged %s", a.body, log.String())
 	}
-	s.fake.err = fmt.Errorf("InfluxDB does not answer: %w", ErrNotReady)
+	s.fake.err = ErrNotReady.Errorf("InfluxDB does not answer")
 	s.want(s.ask("GET", "/api/v1/hosts/"+simHost+"/telemetry?metric=memory_used_ratio", ""), 503, "InfluxDB does not answer")
-	s.fake.err = fmt.Errorf("this cannot be: %w", ErrInvalid)
-	s.want(s.ask("POST", "/api/v1/recommendations/"+recPending+"/approve", ""), 400, "this cannot be")
+	s.fake.err = ErrInvalid.Errorf("the name of the host is missing")
+	s.want(s.ask("POST", "/api/v1/recommendations/"+recPending+"/approve", ""), 400, "the name of the host is missing")
 	log.Reset()
 	s.fake.panics = true
 	s.want(s.ask("GET", "/api/v1/hosts", ""), 500, "the log says what")

@@ -115,7 +115,7 @@ func (f *fake) Host(_ context.Context, id fleet.HostID) (HostView, error) {
 			return h, f.err
 		}
 	}
-	return HostView{}, fmt.Errorf("there is no host %q: %w", id, ErrNotFound)
+	return HostView{}, ErrNotFound.Errorf("there is no host %q", id)
 }
 
 func (f *fake) Series(context.Context, fleet.HostID) ([]string, error) {
@@ -147,16 +147,16 @@ func (f *fake) decide(ctx context.Context, id, who, note string, to fleet.Recomm
 	}
 	i := slices.IndexFunc(f.recs, func(r fleet.Recommendation) bool { return r.ID == id })
 	if i < 0 {
-		return fleet.Recommendation{}, fmt.Errorf("there is no recommendation %q: %w", id, ErrNotFound)
+		return fleet.Recommendation{}, ErrNotFound.Errorf("there is no recommendation %q", id)
 	}
 	r := &f.recs[i]
 	switch {
 	case r.State != fleet.RecommendationPending:
-		return *r, fmt.Errorf("%s is %s already, by %s: %w", id, r.State, r.DecidedBy, ErrConflict)
+		return *r, ErrConflict.Errorf("%s is %s already, by %s", id, r.State, r.DecidedBy)
 	case time.Now().After(r.Expires):
-		return *r, fmt.Errorf("%s was valid until %s; a new one comes if the host still fails: %w", id, r.Expires, ErrExpired)
+		return *r, ErrExpired.Errorf("%s was valid until %s; a new one comes if the host still fails", id, r.Expires)
 	case r.ID == recGuard && to == fleet.RecommendationExecuting:
-		return *r, fmt.Errorf("the freeze switch is on: %w", ErrRefused)
+		return *r, ErrConflict.Errorf("the freeze switch is on")
 	}
 	r.State, r.DecidedBy, r.Note, r.DecidedAt = to, who, note, epoch
 	return *r, nil
@@ -182,7 +182,7 @@ func (f *fake) Execute(ctx context.Context, host fleet.HostID, action fleet.Acti
 	}
 	defer f.lock()()
 	if host == realHost {
-		return fleet.Execution{}, fmt.Errorf("%s is busy with another execution: %w", host, ErrConflict)
+		return fleet.Execution{}, ErrConflict.Errorf("%s is busy with another execution", host)
 	}
 	e := fleet.Execution{ID: fmt.Sprintf("01J2NEW%d", len(f.execs)), Host: host, Action: action, State: fleet.ExecutionPending, Simulated: h.Simulated, DryRun: h.DryRun || dryRun,
 		Reason: reason, RequestedBy: who, Created: epoch, Updated: epoch, Token: 8, Steps: []fleet.Step{}, GuestsBefore: []fleet.GuestReport{}, GuestsAfter: []fleet.GuestReport{}}
@@ -223,7 +223,7 @@ func (f *fake) Lift(_ context.Context, id, _ string) (fleet.Freeze, error) {
 	defer f.lock()()
 	i := slices.IndexFunc(f.frozen, func(x fleet.Freeze) bool { return x.ID == id })
 	if i < 0 {
-		return fleet.Freeze{}, fmt.Errorf("there is no freeze %q; /api/v1/freezes lists them: %w", id, ErrNotFound)
+		return fleet.Freeze{}, ErrNotFound.Errorf("there is no freeze %q; /api/v1/freezes lists them", id)
 	}
 	x := f.frozen[i]
 	f.frozen = slices.Delete(f.frozen, i, i+1)
@@ -235,7 +235,7 @@ func (f *fake) Cancel(_ context.Context, id, who string) (fleet.Execution, error
 	for _, e := range f.execs {
 		switch {
 		case e.ID == id && e.State.Final():
-			return e, fmt.Errorf("%s is %s already: %w", id, e.State, ErrConflict)
+			return e, ErrConflict.Errorf("%s is %s already", id, e.State)
 		case e.ID == id && e.State == fleet.ExecutionMigrating:
 			e.CancelledBy = who
 			return e, f.err
@@ -244,7 +244,7 @@ func (f *fake) Cancel(_ context.Context, id, who string) (fleet.Execution, error
 			return e, f.err
 		}
 	}
-	return fleet.Execution{}, fmt.Errorf("there is no execution %q: %w", id, ErrNotFound)
+	return fleet.Execution{}, ErrNotFound.Errorf("there is no execution %q", id)
 }
 
 func (f *fake) Bundle(context.Context, fleet.Execution) (io.ReadCloser, error) {
@@ -313,7 +313,7 @@ func (f *fake) DeadLetter(_ context.Context, id string) (DeadLetter, error) {
 			return d, f.err
 		}
 	}
-	return DeadLetter{}, fmt.Errorf("there is no dead letter %q: %w", id, ErrNotFound)
+	return DeadLetter{}, ErrNotFound.Errorf("there is no dead letter %q", id)
 }
 
 func (f *fake) RetryDeadLetter(ctx context.Context, id, _ string) error {
@@ -325,7 +325,7 @@ func (f *fake) Cordon(_ context.Context, host fleet.HostID, reason, who string) 
 	defer f.lock()()
 	i := slices.IndexFunc(f.hosts, func(h HostView) bool { return h.ID == host })
 	if i < 0 {
-		return fleet.Cordon{}, fmt.Errorf("there is no host %q: %w", host, ErrNotFound)
+		return fleet.Cordon{}, ErrNotFound.Errorf("there is no host %q", host)
 	}
 	f.hosts[i].Cordon = &fleet.Cordon{Host: host, Simulated: f.hosts[i].Simulated, Since: epoch, By: who, Reason: reason}
 	return *f.hosts[i].Cordon, f.err
@@ -335,7 +335,7 @@ func (f *fake) Uncordon(_ context.Context, host fleet.HostID, who string) (fleet
 	defer f.lock()()
 	i := slices.IndexFunc(f.hosts, func(h HostView) bool { return h.ID == host && h.Cordon != nil })
 	if i < 0 {
-		return fleet.Cordon{}, fmt.Errorf("host %q is not cordoned: %w", host, ErrNotFound)
+		return fleet.Cordon{}, ErrNotFound.Errorf("host %q is not cordoned", host)
 	}
 	c := *f.hosts[i].Cordon
 	f.hosts[i].Cordon, c.Lifted, c.LiftedBy = nil, epoch, who

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func (f *fake) Models(context.Context) ([]Model, error) { return []Model{fakeMod
 
 func (f *fake) Model(_ context.Context, id string) (Model, error) {
 	if id != modelID {
-		return Model{}, fmt.Errorf("there is no model %q: %w", id, ErrNotFound)
+		return Model{}, ErrNotFound.Errorf("there is no model %q", id)
 	}
 	return fakeModel("shadow"), f.err
 }
@@ -34,7 +33,7 @@ func (f *fake) ImportModel(_ context.Context, file []byte, who, note string) (Mo
 	m := fakeModel("candidate")
 	m.By, m.Note, m.Bytes = who, note, len(file)
 	if string(file) == "nonsense" {
-		return Model{}, fmt.Errorf("it is not a model of tardigrade: %w", ErrInvalid)
+		return Model{}, ErrInvalid.Errorf("it is not a model of tardigrade")
 	}
 	return m, f.err
 }
@@ -42,7 +41,7 @@ func (f *fake) ImportModel(_ context.Context, file []byte, who, note string) (Mo
 func (f *fake) PromoteModel(ctx context.Context, id string, p Promotion, who string) (Model, error) {
 	m, err := f.Model(ctx, id)
 	if p.From == "retired" {
-		return m, fmt.Errorf("it is %s by now: %w", m.State, ErrConflict)
+		return m, ErrConflict.Errorf("it is %s by now", m.State)
 	}
 	m.State, m.By, m.Note = "shadow", who, p.Note
 	if p.Straight {
@@ -89,7 +88,7 @@ func (f *fake) Jobs(context.Context) ([]Job, error) { return []Job{fakeJob("runn
 
 func (f *fake) Job(_ context.Context, id string) (Job, error) {
 	if id != jobID {
-		return Job{}, fmt.Errorf("there is no job %q: %w", id, ErrNotFound)
+		return Job{}, ErrNotFound.Errorf("there is no job %q", id)
 	}
 	return fakeJob("running"), f.err
 }

@@ -277,7 +277,7 @@ func (s *Server) prediction(c echo.Context) error {
 		return err
 	}
 	if h.Prediction == nil {
-		return fmt.Errorf("host %s has not sent a sample yet, so there is no prediction: %w", h.ID, ErrNotFound)
+		return ErrNotFound.Errorf("host %s has not sent a sample yet, so there is no prediction", h.ID)
 	}
 	return c.JSON(http.StatusOK, h.Prediction)
 }
@@ -337,7 +337,7 @@ func (s *Server) telemetry(c echo.Context) error {
 		return invalid("metric is missing: name one of the %d series that /api/v1/hosts/%s lists", len(series), h.ID)
 	}
 	if !slices.Contains(series, metric) {
-		return fmt.Errorf("host %s has no series %q; /api/v1/hosts/%s lists those it has: %w", h.ID, metric, h.ID, ErrNotFound)
+		return ErrNotFound.Errorf("host %s has no series %q; /api/v1/hosts/%s lists those it has", h.ID, metric, h.ID)
 	}
 	points, err := s.cfg.Fleet.Telemetry(ctx, h.ID, metric, from, to, step)
 	if err != nil {
@@ -395,7 +395,7 @@ func (s *Server) recommendation(c echo.Context) error {
 	}
 	i := slices.IndexFunc(all, func(r fleet.Recommendation) bool { return r.ID == c.Param("id") })
 	if i < 0 {
-		return fmt.Errorf("there is no recommendation %q: %w", c.Param("id"), ErrNotFound)
+		return ErrNotFound.Errorf("there is no recommendation %q", c.Param("id"))
 	}
 	return c.JSON(http.StatusOK, all[i])
 }

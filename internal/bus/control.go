@@ -325,7 +325,7 @@ func (b *Bus) DeadLetterAt(ctx context.Context, sequence uint64) (DeadSample, er
 	}
 	m, err := s.GetMsg(ctx, sequence)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return DeadSample{}, fmt.Errorf("there is no dead letter %d: %w", sequence, ErrNotFound)
+		return DeadSample{}, fmt.Errorf("dead letter %d: %w", sequence, ErrNotFound)
 	}
 	if err != nil {
 		return DeadSample{}, fmt.Errorf("read dead letter %d: %w", sequence, err)

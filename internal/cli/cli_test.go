@@ -353,7 +353,7 @@ func TestDeadLetterCommands(t *testing.T) {
 		t.Errorf("%q, %v", out, err)
 	}
 	for _, args := range [][]string{{"deadletter", "show", "5", "--server", url}, {"deadletter", "retry", "5", "--server", url}} {
-		if _, err := run(t, args...); err == nil || !strings.Contains(err.Error(), "no dead letter 5") {
+		if _, err := run(t, args...); err == nil || !strings.Contains(err.Error(), "dead letter 5: no such record") {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

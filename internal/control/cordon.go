@@ -185,11 +185,11 @@ func (p *Plane) Cordon(ctx context.Context, host fleet.HostID, reason, who strin
 // Uncordon lets VMs be moved to a host again.
 func (p *Plane) Uncordon(ctx context.Context, host fleet.HostID, who string) (fleet.Cordon, error) {
 	if _, ok := p.cordons.find(host); !ok {
-		return fleet.Cordon{}, fmt.Errorf("host %q is not cordoned: %w", host, api.ErrNotFound)
+		return fleet.Cordon{}, api.ErrNotFound.Errorf("host %q is not cordoned", host)
 	}
 	c, err := p.cordons.lift(ctx, host, who)
 	if errors.Is(err, bus.ErrNotFound) {
-		err = fmt.Errorf("host %q is not cordoned: %w", host, api.ErrNotFound)
+		err = api.ErrNotFound.Errorf("host %q is not cordoned", host)
 	}
 	return c, problem(err)
 }

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"strconv"
 
@@ -49,7 +48,7 @@ func (p *Plane) RetryDeadLetter(ctx context.Context, id, who string) error {
 func deadSequence(id string) (uint64, error) {
 	n, err := strconv.ParseUint(id, 10, 64)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("there is no dead letter %q; /api/v1/deadletters lists them: %w", id, api.ErrNotFound)
+		return 0, api.ErrNotFound.Errorf("there is no dead letter %q; /api/v1/deadletters lists them", id)
 	}
 	return n, nil
 }

@@ -38,7 +38,7 @@ func (p *Plane) labels() []fleet.Incident {
 func (p *Plane) AddIncident(ctx context.Context, i fleet.Incident, who string) (fleet.Incident, error) {
 	h, ok := p.hosts.find(i.Host)
 	if !ok {
-		return i, fmt.Errorf("there is no host %q; /api/v1/hosts lists those that are known: %w", i.Host, api.ErrNotFound)
+		return i, api.ErrNotFound.Errorf("there is no host %q; /api/v1/hosts lists those that are known", i.Host)
 	}
 	i.ID, i.Simulated = ulid.Make().String(), h.Simulated
 	return p.label(ctx, i, who)

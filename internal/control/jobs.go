@@ -53,16 +53,6 @@ func jobView(j jobs.Job) api.Job {
 		Stage: j.Stage, Done: j.Done, Error: j.Error, Model: j.Model}
 }
 
-func jobProblem(err error) error {
-	switch {
-	case errors.Is(err, jobs.ErrNotFound):
-		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
-	case errors.Is(err, jobs.ErrEnded), errors.Is(err, jobs.ErrFull):
-		return fmt.Errorf("%w: %w", api.ErrConflict, err)
-	}
-	return problem(err)
-}
-
 // Jobs lists the trainings.
 func (p *Plane) Jobs(context.Context) ([]api.Job, error) {
 	out := []api.Job{}
@@ -75,14 +65,14 @@ func (p *Plane) Jobs(context.Context) ([]api.Job, error) {
 // Job returns a training.
 func (p *Plane) Job(_ context.Context, id string) (api.Job, error) {
 	j, err := p.jobs.Find(id)
-	return jobView(j), jobProblem(err)
+	return jobView(j), problem(err)
 }
 
 // CancelJob ends a training.
 func (p *Plane) CancelJob(ctx context.Context, id, who string) (api.Job, error) {
 	j, err := p.jobs.Cancel(ctx, id, who)
 	if err != nil {
-		return jobView(j), jobProblem(err)
+		return jobView(j), problem(err)
 	}
 	return jobView(j), problem(p.audit.Append(ctx, who, "cancel-training", id, nil))
 }
@@ -107,7 +97,7 @@ func (p *Plane) Train(ctx context.Context, t api.Training, who string) (api.Job,
 		t.StepS = max(60, p.cfg.Agent.Interval.D().Seconds())
 	}
 	if !t.From.Before(t.To) || t.From.After(now) {
-		return api.Job{}, fmt.Errorf("the range from %s to %s is empty: %w", t.From.Format(time.RFC3339), t.To.Format(time.RFC3339), api.ErrInvalid)
+		return api.Job{}, api.ErrInvalid.Errorf("the range from %s to %s is empty", t.From.Format(time.RFC3339), t.To.Format(time.RFC3339))
 	}
 	where := "the stream of samples"
 	if p.cfg.Influx.URL != "" {
@@ -122,7 +112,7 @@ func (p *Plane) Train(ctx context.Context, t api.Training, who string) (api.Job,
 // trainOnSet asks for a training on a directory of telemetry, with its own truth.
 func (p *Plane) trainOnSet(ctx context.Context, t api.Training, who string) (api.Job, error) {
 	if _, err := os.Stat(filepath.Join(p.datasets, t.Dataset, "manifest.json")); err != nil {
-		return api.Job{}, fmt.Errorf("there is no data set %q: put a directory of telemetry, as 'tardigrade dataset' writes it, at %s: %w", t.Dataset, filepath.Join(p.datasets, t.Dataset), api.ErrInvalid)
+		return api.Job{}, api.ErrInvalid.Errorf("there is no data set %q: put a directory of telemetry, as 'tardigrade dataset' writes it, at %s", t.Dataset, filepath.Join(p.datasets, t.Dataset))
 	}
 	data := "the data set " + t.Dataset
 	if !t.From.IsZero() {
@@ -140,7 +130,7 @@ func (p *Plane) submit(ctx context.Context, want jobs.Job) (api.Job, error) {
 	}
 	j, err := p.jobs.Submit(ctx, want)
 	if err != nil {
-		return api.Job{}, jobProblem(err)
+		return api.Job{}, problem(err)
 	}
 	return jobView(j), problem(p.audit.Append(ctx, j.By, "train", j.ID, map[string]any{"kind": j.Kind, "data": j.Data, "why": j.Why}))
 }
@@ -228,7 +218,7 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 		}
 	}
 	if len(hosts) == 0 {
-		return fmt.Errorf("%w: the stream has no sample of a host from %s to %s", train.ErrData, j.From.Format(time.RFC3339), j.To.Format(time.RFC3339))
+		return fmt.Errorf("the stream has no sample of a host from %s to %s", j.From.Format(time.RFC3339), j.To.Format(time.RFC3339))
 	}
 	w, err := telemetry.Create(dir, telemetry.Manifest{Source: j.Data, Start: j.From, Interval: j.StepSeconds, Series: names, Hosts: hosts})
 	if err != nil {

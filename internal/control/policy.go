@@ -275,7 +275,7 @@ func over(f fleet.Freeze, now time.Time) bool { return !f.Until.IsZero() && !now
 func (p *Plane) Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error) {
 	now := time.Now().UTC()
 	if over(f, now) {
-		return f, fmt.Errorf("the freeze is to end at %s and it is %s now: %w", f.Until.Format(time.RFC3339), now.Format(time.RFC3339), api.ErrInvalid)
+		return f, api.ErrInvalid.Errorf("the freeze is to end at %s and it is %s now", f.Until.Format(time.RFC3339), now.Format(time.RFC3339))
 	}
 	f.ID, f.Since, f.Simulated = ulid.Make().String(), now, false
 	if f.Host != "" {
@@ -286,7 +286,7 @@ func (p *Plane) Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error
 		f.Simulated = h.Simulated
 	}
 	if f.FaultDomain != "" && !slices.ContainsFunc(p.hosts.all(), func(h fleet.Host) bool { return h.FaultDomain == f.FaultDomain }) {
-		return f, fmt.Errorf("no known host is in the fault domain %q, so nothing would be frozen; /api/v1/hosts lists them with theirs: %w", f.FaultDomain, api.ErrNotFound)
+		return f, api.ErrNotFound.Errorf("no known host is in the fault domain %q, so nothing would be frozen; /api/v1/hosts lists them with theirs", f.FaultDomain)
 	}
 	// A freeze only ever makes things safer: it is in force before it is written down.
 	if _, err := p.freezes.Create(ctx, f.ID, f); err != nil {
@@ -301,7 +301,7 @@ func (p *Plane) Freeze(ctx context.Context, f fleet.Freeze) (fleet.Freeze, error
 func (p *Plane) Lift(ctx context.Context, id, who string) (fleet.Freeze, error) {
 	f, _, err := p.freezes.Load(ctx, id)
 	if errors.Is(err, bus.ErrNotFound) {
-		return f, fmt.Errorf("there is no freeze %q; /api/v1/freezes lists those that are in force: %w", id, api.ErrNotFound)
+		return f, api.ErrNotFound.Errorf("there is no freeze %q; /api/v1/freezes lists those that are in force", id)
 	}
 	if err == nil {
 		err = p.audit.Append(ctx, who, "freeze.lifted", id, f)

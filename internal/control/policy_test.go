@@ -185,7 +185,7 @@ func TestAFreezeStopsEverythingAndSurvivesARestart(t *testing.T) {
 	if err != nil || len(all) != 1 || all[0].Allowed || !strings.Contains(strings.Join(all[0].Reasons, ";"), "frozen by ann") {
 		t.Errorf("after a restart: %+v, %v", all, err)
 	}
-	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrRefused) {
+	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "frozen by ann") {
 		t.Errorf("executed: %v", err)
 	}
 	if w.host.Restarts(unit) != 0 {
@@ -234,7 +234,7 @@ func TestStormBrake(t *testing.T) {
 		h, _ := w.plane.Host(t.Context(), "h1")
 		return nil, h.Prediction != nil && h.Prediction.Signature == fleet.SignatureNone
 	})
-	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrRefused) || !strings.Contains(err.Error(), stormBrake) {
+	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), stormBrake) {
 		t.Errorf("%v", err)
 	}
 	called := 0
@@ -291,7 +291,7 @@ func TestNeverIsNotRecommended(t *testing.T) {
 	if rec := w.recommended(fleet.RecommendationPending); rec.Action == fleet.ActionRecycle {
 		t.Errorf("%+v", rec)
 	}
-	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrRefused) || !strings.Contains(err.Error(), "rules recycle out") {
+	if _, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "now", "bob", false); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "rules recycle out") {
 		t.Errorf("%v", err)
 	}
 }

@@ -53,7 +53,7 @@ func (s modelStore) Put(ctx context.Context, id string, file []byte) error {
 func (s modelStore) Get(ctx context.Context, id string) ([]byte, error) {
 	file, err := s.files.Get(ctx, id)
 	if errors.Is(err, bus.ErrNotFound) {
-		return nil, fmt.Errorf("its file is missing: %w: %w", registry.ErrNotFound, err)
+		return nil, fmt.Errorf("%w file: %w", registry.ErrNotFound, err)
 	}
 	if err != nil {
 		// The store checks its own digest: what it cannot read is damaged.
@@ -230,21 +230,6 @@ func otherStep(trainedSeconds float64, used time.Duration) string {
 		"see what it says as a shadow before it is champion, or train it on samples that are as far apart as here", trainedSeconds, used.Seconds())
 }
 
-// modelProblem turns the registry's errors into the api's.
-func modelProblem(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, registry.ErrState), errors.Is(err, registry.ErrConflict):
-		return fmt.Errorf("%w: %w", api.ErrConflict, err)
-	case errors.Is(err, registry.ErrNotFound):
-		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
-	case errors.Is(err, registry.ErrFile):
-		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
-	}
-	return problem(err)
-}
-
 // Models lists the versions.
 func (p *Plane) Models(ctx context.Context) ([]api.Model, error) {
 	all, err := p.registry.List(ctx)
@@ -252,22 +237,22 @@ func (p *Plane) Models(ctx context.Context) ([]api.Model, error) {
 	for _, v := range all {
 		out = append(out, p.modelView(v))
 	}
-	return out, modelProblem(err)
+	return out, problem(err)
 }
 
 // Model returns a version.
 func (p *Plane) Model(ctx context.Context, id string) (api.Model, error) {
 	v, err := p.registry.Find(ctx, id)
-	return p.modelView(v), modelProblem(err)
+	return p.modelView(v), problem(err)
 }
 
 // ModelFile returns a version's file.
 func (p *Plane) ModelFile(ctx context.Context, id string) ([]byte, error) {
 	if _, err := p.registry.Find(ctx, id); err != nil {
-		return nil, modelProblem(err)
+		return nil, problem(err)
 	}
 	file, err := p.registry.File(ctx, id)
-	return file, modelProblem(err)
+	return file, problem(err)
 }
 
 func change(who, note string) registry.Change {
@@ -277,7 +262,7 @@ func change(who, note string) registry.Change {
 // changed writes a change of the registry down.
 func (p *Plane) changedModel(ctx context.Context, who, event string, v registry.Version, err error) (api.Model, error) {
 	if err != nil {
-		return api.Model{}, modelProblem(err)
+		return api.Model{}, problem(err)
 	}
 	m := p.modelView(v)
 	if v.State != registry.Retired {

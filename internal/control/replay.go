@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -113,7 +114,7 @@ func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 		return nil, sum, err
 	}
 	if len(hosts) == 0 {
-		return nil, sum, past.ErrNoHosts
+		return nil, sum, errors.New("no host sent anything in that range")
 	}
 	own, err := r.Source.Incidents()
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor/guard"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
+	"github.com/tardigrade-recovery/tardigrade/model/registry"
 )
 
 // The methods below make a Plane the api's Fleet.
@@ -32,7 +34,7 @@ func (p *Plane) Hosts(context.Context) ([]api.HostView, error) {
 func (p *Plane) Host(_ context.Context, id fleet.HostID) (api.HostView, error) {
 	h, ok := p.hosts.find(id)
 	if !ok {
-		return api.HostView{}, fmt.Errorf("there is no host %q; /api/v1/hosts lists those that are known: %w", id, api.ErrNotFound)
+		return api.HostView{}, api.ErrNotFound.Errorf("there is no host %q; /api/v1/hosts lists those that are known", id)
 	}
 	return p.view(h), nil
 }
@@ -62,7 +64,7 @@ func (p *Plane) Telemetry(ctx context.Context, host fleet.HostID, series string,
 	out := []api.Point{}
 	for row, err := range p.history.Query(ctx, host, []string{series}, from, to, step) {
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", api.ErrNotReady, err)
+			return nil, api.ErrNotReady.Errorf("%w", err)
 		}
 		if row.Series == series {
 			out = append(out, api.Point{Time: row.Time, Value: row.Value})
@@ -94,24 +96,25 @@ func (p *Plane) Reject(ctx context.Context, id, who, note string) (fleet.Recomme
 // problem turns the errors of other packages into the api's.
 func problem(err error) error {
 	var refusal *guard.Refusal
-	kind := func(to error) error { return fmt.Errorf("%w: %w", to, err) }
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, errExpired):
-		return kind(api.ErrExpired)
-	case errors.Is(err, errDecided), errors.Is(err, executor.ErrBusy), errors.Is(err, executor.ErrTooLate), errors.Is(err, bus.ErrConflict):
-		return kind(api.ErrConflict)
-	case errors.As(err, &refusal):
-		return kind(api.ErrRefused)
-	case errors.Is(err, executor.ErrInvalid):
-		return kind(api.ErrInvalid)
-	case errors.Is(err, bus.ErrNotFound), errors.Is(err, executor.ErrNotFound):
-		return kind(api.ErrNotFound)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, bus.ErrFull), errors.Is(err, bus.ErrUnwritable):
-		return kind(api.ErrNotReady)
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 	}
-	return err
+	var kind api.Kind
+	switch {
+	case is(errExpired):
+		kind = api.ErrExpired
+	case is(errDecided, executor.ErrBusy, executor.ErrTooLate, bus.ErrConflict, registry.ErrState, registry.ErrConflict, jobs.ErrEnded, jobs.ErrFull), errors.As(err, &refusal):
+		kind = api.ErrConflict
+	case is(bus.ErrNotFound, executor.ErrNotFound, registry.ErrNotFound, jobs.ErrNotFound):
+		kind = api.ErrNotFound
+	case is(executor.ErrInvalid, registry.ErrFile):
+		kind = api.ErrInvalid
+	case is(context.DeadlineExceeded, bus.ErrFull, bus.ErrUnwritable):
+		kind = api.ErrNotReady
+	default:
+		return err
+	}
+	return kind.Errorf("%w", err)
 }
 
 // Executions returns all of them, newest first.
@@ -156,7 +159,7 @@ func (p *Plane) RootCause(ctx context.Context, e fleet.Execution) (api.RootCause
 	defer r.Close()
 	cause, text, err := diagnose.ReadRootCause(r)
 	if errors.Is(err, diagnose.ErrNoConclusion) {
-		return out, "", fmt.Errorf("execution %s: %w: %w", e.ID, err, api.ErrNotFound)
+		return out, "", api.ErrNotFound.Errorf("execution %s: %w", e.ID, err)
 	}
 	if err != nil {
 		return out, "", fmt.Errorf("execution %s: %w", e.ID, err)

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -316,9 +315,6 @@ func (d database) String() string {
 	return fmt.Sprintf("InfluxDB %s from %s to %s", d.Bucket, d.From.UTC().Format(time.RFC3339), d.To.UTC().Format(time.RFC3339))
 }
 func (d database) Close() error { return d.client.Close() }
-
-// ErrNoHosts is returned where the past is empty.
-var ErrNoHosts = errors.New("no host sent anything in that range")
 
 // Within returns the incidents of the hosts in [from, to), by time.
 func Within(all []fleet.Incident, from, to time.Time) []fleet.Incident {

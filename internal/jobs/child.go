@@ -46,9 +46,7 @@ type order struct {
 type message struct {
 	Stage string  `json:"stage,omitempty"`
 	Done  float64 `json:"done,omitempty"`
-	// Error and Data end it; Data is true where nothing can be learned from the data.
-	Error string `json:"error,omitempty"`
-	Data  bool   `json:"data,omitempty"`
+	Error string  `json:"error,omitempty"` // ends it
 }
 
 const (
@@ -86,8 +84,6 @@ func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) (
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case last.Error != "" && last.Data:
-		return nil, fmt.Errorf("%w: %s", train.ErrData, strings.TrimPrefix(last.Error, train.ErrData.Error()+": "))
 	case last.Error != "":
 		return nil, errors.New(last.Error)
 	case err != nil:
@@ -249,7 +245,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 		}
 	})
 	if err != nil {
-		return lines.Encode(message{Error: err.Error(), Data: errors.Is(err, train.ErrData)})
+		return lines.Encode(message{Error: err.Error()})
 	}
 	model := os.NewFile(modelDescr, "model")
 	if model == nil {

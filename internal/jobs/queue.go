@@ -84,7 +84,7 @@ const (
 
 // The errors of a queue.
 var (
-	ErrNotFound = errors.New("no such job")
+	ErrNotFound = errors.New("there is no job")
 	ErrFull     = errors.New("too many jobs wait already")
 	ErrEnded    = errors.New("the job has ended already")
 )
@@ -139,7 +139,7 @@ func (q *Queue) Submit(ctx context.Context, j Job) (Job, error) {
 		}
 	}
 	if waiting >= mostQueued {
-		return Job{}, fmt.Errorf("%d jobs wait: %w", waiting, ErrFull)
+		return Job{}, fmt.Errorf("%w: %d", ErrFull, waiting)
 	}
 	j.ID, j.State, j.Created = ulid.Make().String(), Queued, time.Now().UTC()
 	if err := q.put(ctx, j); err != nil {
@@ -198,7 +198,7 @@ func (q *Queue) Find(id string) (Job, error) {
 	defer q.mu.Unlock()
 	j, ok := q.jobs[id]
 	if !ok {
-		return Job{}, fmt.Errorf("there is no job %q: %w", id, ErrNotFound)
+		return Job{}, fmt.Errorf("%w %q", ErrNotFound, id)
 	}
 	return j, nil
 }
@@ -222,9 +222,9 @@ func (q *Queue) Cancel(ctx context.Context, id, who string) (Job, error) {
 	j, ok := q.jobs[id]
 	switch {
 	case !ok:
-		return Job{}, fmt.Errorf("there is no job %q: %w", id, ErrNotFound)
+		return Job{}, fmt.Errorf("%w %q", ErrNotFound, id)
 	case j.State.Final():
-		return j, fmt.Errorf("job %s is %s since %s: %w", id, j.State, j.Ended.Format(time.RFC3339), ErrEnded)
+		return j, fmt.Errorf("%w: %s is %s since %s", ErrEnded, id, j.State, j.Ended.Format(time.RFC3339))
 	case j.State == Running:
 		q.cancel[id](fmt.Errorf("%w by %s", errCancelled, who))
 		return j, nil

@@ -55,11 +55,8 @@ type Influx struct {
 // Progress is told what is being done, and how much of all is done, 0..1.
 type Progress func(stage string, done float64)
 
-// ErrData is wrapped by the errors about data from which nothing can be learned.
-var ErrData = errors.New("nothing can be learned from these data")
-
 func unfit(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrData, fmt.Sprintf(format, args...))
+	return fmt.Errorf("nothing can be learned from these data: "+format, args...)
 }
 
 // Check says what is wrong with a spec before anything is read.
@@ -84,8 +81,7 @@ func (s Spec) Check() error {
 	return nil
 }
 
-// Run trains and returns the model file. The error of data from which nothing can be
-// learned is [ErrData].
+// Run trains and returns the model file.
 func Run(ctx context.Context, s Spec, progress Progress) ([]byte, registry.Header, error) {
 	if progress == nil {
 		progress = func(string, float64) {}

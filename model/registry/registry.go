@@ -57,7 +57,7 @@ var ErrState = errors.New("not possible in this state")
 func Next(s State, e Event) (State, error) {
 	to, ok := transitions[s][e]
 	if !ok {
-		return s, fmt.Errorf("a %s cannot be %sd: %w", s, e, ErrState)
+		return s, fmt.Errorf("%w: a %s cannot be %sd", ErrState, s, e)
 	}
 	return to, nil
 }
@@ -85,7 +85,7 @@ type Ledger struct {
 }
 
 // ErrNotFound is wrapped where there is no such version.
-var ErrNotFound = errors.New("no such model")
+var ErrNotFound = errors.New("there is no model")
 
 // Find returns a version, or nil.
 func (l *Ledger) Find(id string) *Version {
@@ -120,10 +120,10 @@ type Change struct {
 func (l *Ledger) apply(id string, e Event, c Change) error {
 	v := l.Find(id)
 	if v == nil {
-		return fmt.Errorf("there is no model %q: %w", id, ErrNotFound)
+		return fmt.Errorf("%w %q", ErrNotFound, id)
 	}
 	if c.From != "" && c.From != v.State {
-		return fmt.Errorf("model %s is %s by now, not %s, since %s by %s: %w", id, v.State, c.From, v.Since.Format(time.RFC3339), v.By, ErrState)
+		return fmt.Errorf("%w: model %s is %s by now, not %s, since %s by %s", ErrState, id, v.State, c.From, v.Since.Format(time.RFC3339), v.By)
 	}
 	to, err := Next(v.State, e)
 	if err != nil {
@@ -152,10 +152,10 @@ func (l *Ledger) apply(id string, e Event, c Change) error {
 func (l *Ledger) rollback(c Change) error {
 	n := len(l.Reigns)
 	if n == 0 || l.In(Champion) == nil {
-		return fmt.Errorf("no model is in use, so there is none to roll back: %w", ErrState)
+		return fmt.Errorf("%w: no model is in use, so there is none to roll back", ErrState)
 	}
 	if n == 1 {
-		return fmt.Errorf("there was no model before %s: retire it to go on without one: %w", l.Reigns[0], ErrState)
+		return fmt.Errorf("%w: there was no model before %s: retire it to go on without one", ErrState, l.Reigns[0])
 	}
 	now, before := l.Reigns[n-1], l.Reigns[n-2]
 	if err := l.apply(now, Withdrawn, c); err != nil {
@@ -262,7 +262,7 @@ func (r *Registry) of(ctx context.Context, id string) (Kind, Ledger, uint64, err
 			return k, l, revision, nil
 		}
 	}
-	return "", Ledger{}, 0, fmt.Errorf("there is no model %q: %w", id, ErrNotFound)
+	return "", Ledger{}, 0, fmt.Errorf("%w %q", ErrNotFound, id)
 }
 
 // Add makes a model file a candidate. The same file is added once; again it changes nothing.
@@ -322,7 +322,7 @@ func (r *Registry) change(ctx context.Context, kind Kind, f func(*Ledger) error)
 // Apply lets an event happen to a version: [Promote], [Enthrone] or [Retire].
 func (r *Registry) Apply(ctx context.Context, id string, e Event, c Change) (Version, error) {
 	if e != Promote && e != Enthrone && e != Retire {
-		return Version{}, fmt.Errorf("%q is not promote, enthrone or retire: %w", e, ErrState)
+		return Version{}, fmt.Errorf("%w: %q is not promote, enthrone or retire", ErrState, e)
 	}
 	kind, l, _, err := r.of(ctx, id)
 	if err != nil {
@@ -352,7 +352,7 @@ func (r *Registry) Apply(ctx context.Context, id string, e Event, c Change) (Ver
 // Rollback withdraws the champion of a kind and restores the one before it, which it returns.
 func (r *Registry) Rollback(ctx context.Context, kind Kind, c Change) (Version, error) {
 	if !kind.Valid() {
-		return Version{}, fmt.Errorf("the kind %q is not anomaly or failure: %w", kind, ErrNotFound)
+		return Version{}, fmt.Errorf("%w of the kind %q, only of anomaly and failure", ErrNotFound, kind)
 	}
 	l, _, err := r.store.Load(ctx, kind)
 	if err != nil {
