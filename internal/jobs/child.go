@@ -177,7 +177,9 @@ func collectFrom(limitMiB int) int { return max(limitMiB*9/10-arenaMiB, limitMiB
 func onOneThread(f func() error) error {
 	ended := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		runtime.LockOSThread()
+		// A goroutine that ends locked takes its thread with it, and other processes that it has started.
+		defer runtime.UnlockOSThread()
 		ended <- f()
 	}()
 	return <-ended

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -214,6 +215,34 @@ func TestCancelKillsTheProcess(t *testing.T) {
 	_, err := child(t, "hanging").Run(ctx, train.Spec{Kind: registry.KindAnomaly, CSV: "x"}, func(string, float64) { cancel(mine) })
 	if !errors.Is(err, mine) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Processes that the thread of a training has started go on when the training has ended.
+func TestATrainingEndsNoOtherProcess(t *testing.T) {
+	const all = 5 // threads come and go, but for the first one
+	ended := make(chan error, all)
+	var others []*exec.Cmd
+	for range all {
+		other := exec.Command("sleep", "1000")
+		other.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := onOneThread(other.Start); err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, other)
+		go func() { ended <- other.Wait() }()
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("one has ended: %v", err)
+		ended <- err
+	case <-time.After(200 * time.Millisecond):
+	}
+	for _, other := range others {
+		other.Process.Kill()
+	}
+	for range all {
+		<-ended
 	}
 }
 
