@@ -410,13 +410,7 @@ func (s *Services) Restart(ctx context.Context, unit string) error {
 	for {
 		select {
 		case result := <-done:
-			switch result {
-			case "done":
-				return nil
-			case "canceled": // somebody asked for something else meanwhile
-				return driver.As(driver.ClassUnknown, fmt.Errorf("restart %s: systemd's job was canceled", unit))
-			}
-			return driver.As(driver.ClassPermanent, fmt.Errorf("restart %s: systemd's job ended with %q", unit, result))
+			return over(unit, result)
 		case <-grace.C:
 			if err := s.killStuck(ctx, c, unit); err != nil {
 				return err
@@ -429,13 +423,33 @@ func (s *Services) Restart(ctx context.Context, unit string) error {
 			if err != nil {
 				return err
 			}
-			if !p.job {
+			if p.job {
+				continue
+			}
+			select { // or it is on its way, where the machine is busy
+			case result := <-done:
+				return over(unit, result)
+			case <-time.After(signalLate):
 				return nil
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("restart %s: systemd's job is not over: %w", unit, ctx.Err())
 		}
 	}
+}
+
+// signalLate is how much later than the end of a job the signal of it may come.
+const signalLate = time.Second
+
+// over is what the result of a job comes to.
+func over(unit, result string) error {
+	switch result {
+	case "done":
+		return nil
+	case "canceled": // somebody asked for something else meanwhile
+		return driver.As(driver.ClassUnknown, fmt.Errorf("restart %s: systemd's job was canceled", unit))
+	}
+	return driver.As(driver.ClassPermanent, fmt.Errorf("restart %s: systemd's job ended with %q", unit, result))
 }
 
 // killStuck ends a service that does not stop.
