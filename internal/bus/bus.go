@@ -50,6 +50,10 @@ const (
 // shutdownLimit bounds the end of the embedded server.
 const shutdownLimit = 20 * time.Second
 
+// connectLimit is how long connecting to the embedded server may take: at the start of a busy machine the
+// client's own two seconds, and the server's, are short.
+const connectLimit = 10 * time.Second
+
 // controlUser is the name under which the control plane itself connects to its
 // embedded server.
 const controlUser = "control"
@@ -125,7 +129,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 		if err != nil {
 			return nil, err
 		}
-		opts = append(opts, nats.InProcessServer(b.server), nats.UserInfo(controlUser, password))
+		opts = append(opts, nats.InProcessServer(b.server), nats.UserInfo(controlUser, password), nats.Timeout(connectLimit))
 	} else {
 		if err := parsable(o.URL); err != nil {
 			return nil, err
@@ -211,7 +215,7 @@ func (b *Bus) embed(o Options) (string, error) {
 	so := &server.Options{
 		ServerName: "tardigrade", JetStream: true, StoreDir: o.Dir, SyncAlways: true,
 		DontListen: o.Listen == "", NoSigs: true, NoLog: true,
-		MaxPayload: 1 << 20,
+		MaxPayload: 1 << 20, AuthTimeout: connectLimit.Seconds(),
 		// Limits are those of the streams; the disk itself is looked after by WatchSpace.
 		JetStreamMaxStore:          1 << 60,
 		CustomClientAuthentication: check,
