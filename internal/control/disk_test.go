@@ -14,6 +14,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/executor"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
@@ -25,8 +26,16 @@ type gated struct {
 }
 
 func (g gated) Restart(ctx context.Context, name string) error {
-	g.began <- struct{}{}
-	<-g.goOn
+	select {
+	case g.began <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-g.goOn:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	return g.Host.Restart(ctx, name)
 }
 
@@ -41,13 +50,21 @@ func TestARecycleOutlastsAFullDisk(t *testing.T) {
 	t.Cleanup(w.down)
 	gate := gated{w.host, make(chan struct{}), make(chan struct{})}
 	w.services = gate
+	w.cfg.Policy.Deadlines.Recycle = config.Duration(15 * time.Minute)
 	w.up()
 	w.learned()
 	e, err := w.plane.Execute(t.Context(), w.label.ID, fleet.ActionRecycle, "test", "ann", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-gate.began
+	await(w, "the restart begins", func() (any, bool) {
+		select {
+		case <-gate.began:
+			return nil, true
+		default:
+			return nil, false
+		}
+	})
 
 	empty := smalldisk.Fill(t, dir, 0)
 	broken := func() string {
@@ -65,7 +82,7 @@ func TestARecycleOutlastsAFullDisk(t *testing.T) {
 			return nil, strings.Contains(broken(), what+" takes no writes since")
 		})
 	}
-	gate.goOn <- struct{}{}
+	close(gate.goOn)
 	await(w, "the service is restarted", func() (any, bool) { return nil, w.host.Restarts(unit) == 1 })
 	_, err = w.plane.Freeze(t.Context(), fleet.Freeze{Host: w.label.ID, By: "ann", Reason: "test"})
 	if !errors.Is(err, api.ErrNotReady) || !strings.Contains(err.Error(), "the table FREEZES takes no writes since") {

@@ -260,7 +260,7 @@ const lifeEvery = time.Minute
 
 // liveModels promotes by rule, asks for trainings, and stores what was counted of drift, until ctx ends.
 func (p *Plane) liveModels(ctx context.Context) {
-	look, save := time.NewTicker(lifeEvery), time.NewTicker(saveModelsEvery)
+	look, save := time.NewTicker(p.lookEvery), time.NewTicker(saveModelsEvery)
 	defer look.Stop()
 	defer save.Stop()
 	for {

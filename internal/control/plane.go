@@ -66,6 +66,7 @@ type Plane struct {
 	trainer       []string
 	drifts        *bus.Table[driftCount] // nil in a demonstration
 	said          map[string]bool        // which shadows the log said can be promoted, by liveModels alone
+	lookEvery     time.Duration          // at shadows and drift
 	incidents     *bus.Table[fleet.Incident]
 	recommender   *recommender
 	policies      *policies
@@ -88,7 +89,7 @@ const leaseTTL = 30 * time.Second
 // Open starts the bus and reads the state. Call [Plane.Run] next, and
 // [Plane.Close] in the end.
 func Open(ctx context.Context, o Options) (*Plane, error) {
-	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents(), ended: o.Ended}
+	p := &Plane{cfg: o.Config, version: o.Version, log: o.Log, dir: o.Dir, events: newEvents(), ended: o.Ended, lookEvery: lifeEvery}
 	if err := p.open(ctx, o); err != nil {
 		p.Close()
 		return nil, err
