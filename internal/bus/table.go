@@ -31,7 +31,8 @@ type record[T any] struct {
 }
 
 // OpenTable opens or makes the bucket and waits until the copy is complete.
-// changed, if not nil, is called in order for each change after that.
+// changed, if not nil, is called in order for the changes after that; a record that changes again at
+// once may be told of only as it is then.
 func OpenTable[T any](ctx context.Context, b *Bus, bucket string, changed func(key string, value T)) (*Table[T], error) {
 	kv, err := b.JS.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: b.replicas,
