@@ -16,11 +16,14 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
+// appears is how long is waited for what comes by itself, on a machine that is busy, too.
+const appears = 3 * time.Minute
+
 // browser starts Chromium, which ends with the test.
 func browser(t *testing.T) context.Context {
 	t.Helper()
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.NoSandbox, // which root cannot have
-		chromedp.DisableGPU, chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WSURLReadTimeout(time.Minute))
+		chromedp.DisableGPU, chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WSURLReadTimeout(appears))
 	ctx, stop := chromedp.NewExecAllocator(t.Context(), options...)
 	t.Cleanup(stop)
 	ctx, stop = chromedp.NewContext(ctx)
@@ -87,7 +90,7 @@ func (p *tab) close() {
 
 func (p *tab) do(what string, actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
-	ctx, stop := context.WithTimeout(p.ctx, time.Minute)
+	ctx, stop := context.WithTimeout(p.ctx, appears)
 	defer stop()
 	if err := chromedp.Do(ctx, actions...); err != nil {
 		p.fail(what, err)
@@ -114,7 +117,7 @@ func (p *tab) write(where, text string) {
 // cannot do that by itself.
 func (p *tab) await(what, condition string) {
 	p.t.Helper()
-	ctx, stop := context.WithTimeout(p.ctx, time.Minute)
+	ctx, stop := context.WithTimeout(p.ctx, appears)
 	defer stop()
 	for {
 		ok, err := chromedp.Run(ctx, chromedp.Evaluate[bool](condition))

@@ -87,8 +87,8 @@ func Serve(t *testing.T, client *http.Client, command ...string) *Plane {
 		p.URL, p.Bus = at[0], at[1]
 	case <-drained:
 		t.Fatalf("serve ended: %s", log.String())
-	case <-time.After(time.Minute):
-		t.Fatal("serve did not begin within a minute")
+	case <-time.After(3 * time.Minute):
+		t.Fatal("serve did not begin within three minutes")
 	}
 	return p
 }

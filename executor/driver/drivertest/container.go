@@ -246,10 +246,15 @@ func (b *Booted) stop() (console string, err error) {
 	case <-b.done:
 	case <-time.After(10 * time.Second):
 		if pid, err := b.PID(); err == nil {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it would outlive the other
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		_ = b.cmd.Process.Kill()
-		<-b.done
+		// With it all processes of the host end, and only then the other: nobody is left at work on its files.
+		select {
+		case <-b.done:
+		case <-time.After(time.Minute):
+			_ = b.cmd.Process.Kill()
+			<-b.done
+		}
 	}
 	return b.console.String(), b.err
 }

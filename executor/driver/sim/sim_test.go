@@ -58,7 +58,7 @@ func TestGuestsConform(t *testing.T) {
 }
 
 func TestMovesConform(t *testing.T) {
-	cfg := sim.Config{VMs: []fleet.VM{{ID: "a", Name: "a", MemoryBytes: 64 << 20}}, MoveTime: 300 * time.Millisecond}
+	cfg := sim.Config{VMs: []fleet.VM{{ID: "a", Name: "a", MemoryBytes: 64 << 20}}, MoveTime: 3 * time.Second} // time for the test to do something meanwhile, on a busy machine, too
 	from, to := sim.New(cfg), sim.New(sim.Config{MoveTime: time.Millisecond})
 	from.Join("to", to)
 	to.Join("from", from)

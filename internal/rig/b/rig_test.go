@@ -79,7 +79,7 @@ api: {listen: "127.0.0.1:0"}
 bus: {listen: "%s:0", tls: {cert: %s, key: %s}}
 agent: {disabled: true}
 model: {learn: 24h}
-policy: {cooldown: 0s, min_healthy_ratio: 0}
+policy: {cooldown: 0s, min_healthy_ratio: 0, deadlines: {begin: 2m}}
 power: {cycle_emptied: true, hosts: {one: {address: %q, user: %s, password_file: %s}}}
 `, filepath.Join(dir, "serve"), controlAddress, cert, key, r.bmc.Address, rigtest.BMCUser, password))
 	credentials := map[fleet.HostID]string{}

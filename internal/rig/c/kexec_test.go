@@ -233,10 +233,10 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		}
 		t.Logf("%6.1f s: %s", time.Since(began).Seconds(), what)
 	}
-	await("the guests tick", 4*time.Minute, func() bool {
+	await("the guests tick", 8*time.Minute, func() bool {
 		return !slices.ContainsFunc(stories, func(i *inbox) bool { return i.account().Ticks < 20 })
 	})
-	await("the host is known, with its guests, and can be reset", 2*time.Minute, func() bool {
+	await("the host is known, with its guests, and can be reset", 5*time.Minute, func() bool {
 		var h fleet.Host
 		return p.Read("/api/v1/hosts/"+hostName, &h) && slices.Contains(h.Actions, fleet.ActionPreservingReset) && len(h.VMs) == guests &&
 			!slices.ContainsFunc(h.VMs, func(v fleet.VM) bool { return v.State != "running" })
@@ -253,7 +253,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		if code != http.StatusAccepted || json.Unmarshal([]byte(text), &e) != nil {
 			t.Fatalf("ask for the reset: %d %s", code, text)
 		}
-		await("the execution is over", 5*time.Minute, func() bool {
+		await("the execution is over", 12*time.Minute, func() bool {
 			return p.Read("/api/v1/executions/"+e.ID, &e) && e.State.Final()
 		})
 		t.Logf("try %d: %s: %s", tries, e.State, e.Outcome)
@@ -263,7 +263,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 			}
 		}
 		// One in which the agent was killed before the reset has ended with the VMs as they
-		// were; a host that is too slow to begin within 15 seconds has done nothing.
+		// were; a host that is too slow to begin in time has done nothing.
 		if e.State == fleet.ExecutionSucceeded || e.State == fleet.ExecutionDegraded || tries == 8 {
 			break
 		}
@@ -271,7 +271,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 		for _, i := range stories {
 			now = append(now, i.account().Ticks)
 		}
-		await("the guests tick on", 2*time.Minute, func() bool {
+		await("the guests tick on", 5*time.Minute, func() bool {
 			for n, i := range stories {
 				if i.account().Ticks < now[n]+20 {
 					return false
@@ -286,7 +286,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 	if e.State != fleet.ExecutionSucceeded {
 		t.Fatalf("%s: %s", e.State, e.Outcome)
 	}
-	await("the guests tick on", 2*time.Minute, func() bool {
+	await("the guests tick on", 5*time.Minute, func() bool {
 		for n, i := range stories {
 			if len(i.all()) < 2 || i.account().Ticks < before[n]+100 {
 				return false
@@ -331,7 +331,7 @@ systemd-run --quiet --scope --slice=machine.slice --unit=vm%[1]d qemu-system-x86
 func serve(t *testing.T, program, dir string) (plane *rigtest.Plane, config string) {
 	t.Helper()
 	config = filepath.Join(dir, "serve.yaml")
-	text := fmt.Sprintf("data: %s\napi: {listen: \"127.0.0.1:0\"}\nbus: {listen: \"127.0.0.1:0\"}\nagent: {disabled: true}\npolicy: {cooldown: 0s, min_healthy_ratio: 0}\n", filepath.Join(dir, "serve"))
+	text := fmt.Sprintf("data: %s\napi: {listen: \"127.0.0.1:0\"}\nbus: {listen: \"127.0.0.1:0\"}\nagent: {disabled: true}\npolicy: {cooldown: 0s, min_healthy_ratio: 0, deadlines: {begin: 2m}}\n", filepath.Join(dir, "serve"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
