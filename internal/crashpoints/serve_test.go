@@ -82,7 +82,8 @@ func serveMain() error {
 	c.Bus.Listen = os.Getenv(envBus)
 	// The same fault comes back with every point, and a recycle stays the answer to it.
 	c.Policy.Cooldown, c.Policy.Attempts, c.Policy.HandOverSeconds = 0, 100, 1e6
-	c.Model.Learn = config.Duration(2 * time.Second) // nothing is recommended before
+	c.Policy.Deadlines.Begin = config.Duration(2 * time.Minute) // where this machine is busy
+	c.Model.Learn = config.Duration(2 * time.Second)            // nothing is recommended before
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	dir, err := datadir.Open(c.Data)
 	if err != nil {

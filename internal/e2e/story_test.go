@@ -120,10 +120,10 @@ func (s *story) recycled(fault, service string, signature fleet.Signature) line 
 	s.t.Helper()
 	s.inject(service, fault)
 	injected := time.Now()
-	rec := s.pending(3 * time.Minute)
 	unit := service + ".service"
+	rec := s.pending(signature, unit)
 	l := line{Story: "recycle", Fault: fault, DetectSeconds: rec.Time.Sub(injected).Seconds()}
-	if rec.Action != fleet.ActionRecycle || rec.Prediction.Signature != signature || rec.Prediction.Culprit != unit || rec.Reason == "" || len(rec.Alternatives) != 5 {
+	if rec.Action != fleet.ActionRecycle || rec.Reason == "" || len(rec.Alternatives) != 5 {
 		s.t.Fatalf("recommended: %+v", rec)
 	}
 	s.guest.Reset()
@@ -169,7 +169,7 @@ func (s *story) handedOver(service string) {
 	s.t.Helper()
 	s.inject(service, "broken")
 	s.inject(service, "hang")
-	rec := s.pending(3 * time.Minute)
+	rec := s.pending(fleet.SignatureServiceHang, service+".service")
 	if code, text := s.post("/api/v1/recommendations/"+rec.ID+"/approve", `{}`); code != http.StatusOK {
 		s.t.Fatalf("approve: %d %s", code, text)
 	}
@@ -369,14 +369,20 @@ func (s *story) recommendation(id string) (fleet.Recommendation, bool) {
 	return fleet.Recommendation{}, false
 }
 
-// pending waits for a recommendation that can be approved.
-func (s *story) pending(limit time.Duration) (rec fleet.Recommendation) {
+// pending waits for a recommendation against a fault that can be approved. What a machine that is busy with other tests
+// has recommended besides is rejected, as a person would.
+func (s *story) pending(signature fleet.Signature, unit string) (rec fleet.Recommendation) {
 	s.t.Helper()
-	s.await("a recommendation", limit, func() bool {
+	s.await(fmt.Sprintf("a recommendation against %s of %s", signature, unit), 4*time.Minute, func() bool {
 		for _, r := range s.recommendations() {
-			if r.State == fleet.RecommendationPending {
+			switch {
+			case r.State != fleet.RecommendationPending:
+			case r.Prediction.Signature == signature && r.Prediction.Culprit == unit:
 				rec = r
 				return true
+			default:
+				_, text := s.post("/api/v1/recommendations/"+r.ID+"/reject", `{"note":"another test does that"}`)
+				s.t.Logf("rejected: %s", text)
 			}
 		}
 		return false
