@@ -146,13 +146,6 @@ const (
 	sureAt = 0.5
 )
 
-// Decide is the rule: the stated beliefs, without chance.
-func Decide(p fleet.Prediction, h fleet.Host, c Costs, tried map[fleet.Action]time.Time) Decision {
-	d := Policy{Costs: c, Greedy: true}.Decide(Situation{Prediction: p, Host: h, Tried: tried}, nil)
-	d.Policy = RuleName
-	return d
-}
-
 var statedBeliefs = NewCures(BeliefWeight)
 
 // pricing is a situation in numbers.

@@ -274,7 +274,7 @@ func TestDecide(t *testing.T) {
 		{"a host that can do nothing is handed over", fleet.SignatureDisk, 0.6, host(4), fleet.ActionHandOver},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := Decide(fleet.Prediction{Host: "h1", State: fleet.PredictionScoring, Signature: c.signature, FailureProbability: c.probability, HorizonSeconds: 3600}, c.host, costs, nil)
+			d := byRule(fleet.Prediction{Host: "h1", State: fleet.PredictionScoring, Signature: c.signature, FailureProbability: c.probability, HorizonSeconds: 3600}, c.host, costs, nil)
 			if d.Action != c.want {
 				t.Errorf("chose %s, want %s: %+v", d.Action, c.want, d.Alternatives)
 			}
@@ -297,7 +297,7 @@ func TestDecide(t *testing.T) {
 }
 
 func TestAStalePredictionCallsForNothing(t *testing.T) {
-	d := Decide(fleet.Prediction{Host: "h1", State: fleet.PredictionStale, Signature: fleet.SignatureServiceHang, FailureProbability: 0.9}, host(3, fleet.Actions()...), costs, nil)
+	d := byRule(fleet.Prediction{Host: "h1", State: fleet.PredictionStale, Signature: fleet.SignatureServiceHang, FailureProbability: 0.9}, host(3, fleet.Actions()...), costs, nil)
 	if d.Action != fleet.ActionNone {
 		t.Errorf("chose %s on stale evidence", d.Action)
 	}
@@ -307,11 +307,11 @@ func TestDecideDoesNotRepeatWhatDidNotHelp(t *testing.T) {
 	p := fleet.Prediction{Host: "h1", State: fleet.PredictionScoring, Signature: fleet.SignatureDisk, FailureProbability: 0.6, HorizonSeconds: 3600}
 	h := host(3, fleet.ActionNone, fleet.ActionRecycle, fleet.ActionHandOver)
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	if d := Decide(p, h, costs, nil); d.Action != fleet.ActionRecycle {
+	if d := byRule(p, h, costs, nil); d.Action != fleet.ActionRecycle {
 		t.Fatalf("first: %s", d.Action)
 	}
 	tried := map[fleet.Action]time.Time{fleet.ActionRecycle: at}
-	d := Decide(p, h, costs, tried)
+	d := byRule(p, h, costs, tried)
 	if d.Action != fleet.ActionHandOver {
 		t.Errorf("after a recycle: %s", d.Action)
 	}
@@ -321,7 +321,7 @@ func TestDecideDoesNotRepeatWhatDidNotHelp(t *testing.T) {
 		}
 	}
 	tried[fleet.ActionHandOver] = at
-	if d := Decide(p, h, costs, tried); d.Action != fleet.ActionNone || !strings.Contains(d.Reason, "handed over") {
+	if d := byRule(p, h, costs, tried); d.Action != fleet.ActionNone || !strings.Contains(d.Reason, "handed over") {
 		t.Errorf("with a person called: %s, %q", d.Action, d.Reason)
 	}
 }

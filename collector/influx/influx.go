@@ -163,9 +163,7 @@ type Error struct {
 	URL string
 	// Hint says what an operator can do.
 	Hint string
-	// RetryAfter is what the server asked to wait; 0 where it did not say.
-	RetryAfter time.Duration
-	Err        error
+	Err  error
 }
 
 func (e *Error) Error() string {
@@ -193,7 +191,6 @@ func (c *Client) explain(op string, err error) *Error {
 		}
 		return e
 	}
-	e.RetryAfter = time.Duration(answer.RetryAfter) * time.Second
 	if answer.Err == nil && answer.Message != "" {
 		e.Err = fmt.Errorf("status %d: %s: %w", answer.StatusCode, firstLine(answer.Message), err)
 	}

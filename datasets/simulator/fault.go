@@ -1,7 +1,6 @@
 package simulator
 
 import (
-	"slices"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -127,13 +126,9 @@ type Moment struct {
 	Would []Achievement `json:"would"`
 }
 
-// Levels are those of a fault at which [Config.Moments] keeps the truth: when the metrics
+// levels are those of a fault at which [Config.Moments] keeps the truth: when the metrics
 // begin to show it, and then at each of these.
 var levels = [...]float64{0.25, 0.5, 0.75, 0.9}
-
-// Levels lists the levels at which [Config.Moments] keeps the truth, after that at which the
-// metrics begin to show the fault.
-func Levels() []float64 { return slices.Clone(levels[:]) }
 
 // Achievement is what an action would achieve against a fault, by itself.
 type Achievement struct {

@@ -49,11 +49,8 @@ const Unknown = "unknown"
 
 // Progress is how far a move has come.
 type Progress struct {
-	// RemainingBytes of TotalBytes of memory are still to be sent. They grow where the
-	// guest writes faster than they are sent.
-	RemainingBytes, TotalBytes int64
-	// BytesPerSecond is the rate at which they are sent.
-	BytesPerSecond int64
+	// TotalBytes are the guest's memory.
+	TotalBytes int64
 	// Iteration counts the rounds through its memory.
 	Iteration int
 	// DowntimeSeconds is for how long the guest stood still, once it is known.

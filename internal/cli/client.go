@@ -117,7 +117,7 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 		return nil, errors.New("the control plane asks for a valid token: name its file by --token-file, or set TARDIGRADE_TOKEN")
 	}
 	if resp.StatusCode >= 300 {
-		var p struct{ Title, Detail string }
+		var p struct{ Detail string }
 		if json.Unmarshal(answer, &p) == nil && p.Detail != "" {
 			return nil, errors.New(p.Detail)
 		}

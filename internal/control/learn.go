@@ -19,7 +19,6 @@ import (
 // to simulated hosts is learned apart from that, and forgotten.
 type lessons struct {
 	table     *bus.Table[predictor.Learned]
-	log       *slog.Logger
 	real      *predictor.Cures
 	simulated *predictor.Cures
 }
@@ -29,7 +28,7 @@ func openLessons(ctx context.Context, b *bus.Bus, log *slog.Logger) (*lessons, e
 	if err != nil {
 		return nil, err
 	}
-	l := &lessons{table: table, log: log, real: predictor.NewCures(predictor.BeliefWeight), simulated: predictor.NewCures(predictor.BeliefWeight)}
+	l := &lessons{table: table, real: predictor.NewCures(predictor.BeliefWeight), simulated: predictor.NewCures(predictor.BeliefWeight)}
 	for _, x := range table.All() {
 		if err := l.real.Add(x); err != nil {
 			log.Warn("what was learned of an action is not used", "err", err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/datasets/telemetry"
+	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
@@ -182,14 +183,18 @@ func TestTheLifeOfAModel(t *testing.T) {
 		t.Errorf("rolled back to nothing: %v", err)
 	}
 	// The champion's file is damaged on disk: what is in use goes on, and it is said.
-	if err := w.plane.registryFiles.Put(t.Context(), b.ID, []byte("nonsense")); err != nil {
+	files, err := bus.OpenObjects(t.Context(), w.plane.bus, "MODELFILES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files.Put(t.Context(), b.ID, []byte("nonsense")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.plane.PromoteModel(t.Context(), b.ID, api.Promotion{Straight: true}, "ann"); err == nil {
 		t.Error("a damaged version was promoted")
 	}
 	w.scoredBy(a.ID)
-	if err := w.plane.registryFiles.Put(t.Context(), a.ID, []byte("nonsense")); err != nil {
+	if err := files.Put(t.Context(), a.ID, []byte("nonsense")); err != nil {
 		t.Fatal(err)
 	}
 	w.down()

@@ -57,20 +57,18 @@ type Plane struct {
 	detectors   *detectors
 	roster      *roster
 	registry    *registry.Registry
-	// registryFiles has the files of the registry.
-	registryFiles *bus.Objects
-	reload        chan registry.Kind
-	jobs          *jobs.Queue
-	jobsDir       string
-	datasets      string // directories of telemetry to train on
-	trainer       []string
-	drifts        *bus.Table[driftCount] // nil in a demonstration
-	said          map[string]bool        // which shadows the log said can be promoted, by liveModels alone
-	lookEvery     time.Duration          // at shadows and drift
-	incidents     *bus.Table[fleet.Incident]
-	recommender   *recommender
-	policies      *policies
-	freezes       *bus.Table[fleet.Freeze]
+	reload      chan registry.Kind
+	jobs        *jobs.Queue
+	jobsDir     string
+	datasets    string // directories of telemetry to train on
+	trainer     []string
+	drifts      *bus.Table[driftCount] // nil in a demonstration
+	said        map[string]bool        // which shadows the log said can be promoted, by liveModels alone
+	lookEvery   time.Duration          // at shadows and drift
+	incidents   *bus.Table[fleet.Incident]
+	recommender *recommender
+	policies    *policies
+	freezes     *bus.Table[fleet.Freeze]
 	// surroundings is what the guard decides on.
 	surroundings surroundings
 	executions   *bus.Table[executor.Record]

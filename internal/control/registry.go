@@ -111,7 +111,6 @@ func (p *Plane) openModels(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.registryFiles = files
 	p.registry = registry.New(modelStore{ledgers, files}, usableModel)
 	if n, err := p.registry.Sweep(ctx); err != nil {
 		p.log.Warn("files of models that nobody names could not be looked for", "err", err)

@@ -33,8 +33,6 @@ type Replay struct {
 	// does not say.
 	Actions []fleet.Action
 	VMs     int
-	// Interval is the time between samples, where the source does not say.
-	Interval time.Duration
 	// Progress, where it is not nil, is told how many of how many hosts are done.
 	Progress func(done, of int)
 }
@@ -121,7 +119,7 @@ func (r Replay) Run(ctx context.Context) ([]Replayed, ReplaySummary, error) {
 		return nil, sum, err
 	}
 	all := append(own, r.Incidents...)
-	interval := cmp.Or(r.Source.Step(), r.Interval, r.Config.Agent.Interval.D())
+	interval := cmp.Or(r.Source.Step(), r.Config.Agent.Interval.D())
 	made := newDetectors(r.Config.Model, interval, newRoster(r.Config.Model, interval))
 	for _, file := range r.Models {
 		h, state, err := registry.Decode(file)

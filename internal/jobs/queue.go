@@ -28,9 +28,6 @@ const (
 	Lost      State = "lost" // the control plane ended while it ran
 )
 
-// States lists them.
-func States() []State { return []State{Queued, Running, Succeeded, Failed, Cancelled, Lost} }
-
 // Final tells whether the state never changes again.
 func (s State) Final() bool {
 	switch s {

@@ -18,14 +18,10 @@ import (
 // Libvirtd is a libvirt daemon that the test started, with a mount and a process
 // namespace of its own, so that several of them share this machine.
 type Libvirtd struct {
-	Name string
 	// Socket is its socket on this machine. Other daemons reach it on 127.0.0.1 at the
 	// ports TCP and TLS. PKI is a directory with its certificate.
 	Socket, TCP, TLS, PKI string
-	// Dir has its files. Its path is short enough for sockets.
-	Dir string
 
-	t   *testing.T
 	cmd *exec.Cmd
 }
 
@@ -111,7 +107,7 @@ func StartLibvirtd(t *testing.T, name string, authority *Authority) *Libvirtd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	v := &Libvirtd{Name: name, Dir: dir, Socket: filepath.Join(dir, "libvirt-sock"), PKI: filepath.Join(dir, "pki"), t: t}
+	v := &Libvirtd{Socket: filepath.Join(dir, "libvirt-sock"), PKI: filepath.Join(dir, "pki")}
 	for _, port := range []*string{&v.TCP, &v.TLS} {
 		r, err := loopback.Reserve()
 		if err != nil {

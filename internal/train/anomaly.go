@@ -31,7 +31,6 @@ const (
 
 // run is a stretch of samples of one host, in order.
 type run struct {
-	host string
 	rows [][]float32
 	odd  []bool // of each row, nil where all are normal
 }
@@ -331,7 +330,7 @@ func ofHistory(ctx context.Context, s Spec, h *registry.Header, progress Progres
 		for i, n := range names {
 			at[i] = slices.Index(f.names, n)
 		}
-		r := run{host: string(f.host)}
+		r := run{}
 		for _, row := range f.rows {
 			values := make([]float32, len(names))
 			for i, c := range at {

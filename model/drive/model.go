@@ -183,9 +183,6 @@ func (e *examples) peaks(risk []float64) (d gbdt.Data) {
 	return d
 }
 
-// Importance is the share of each of Features in what the model has learned.
-func (m *Model) Importance() []float64 { return m.trees.Importance() }
-
 // Probability is about that of a failure within Horizon after the last of what was seen of a drive, in
 // order. It orders drives by risk; as a number it is rather too high: one of the models looks further ahead, and one learns from peaks.
 func (m *Model) Probability(model string, sizeTB float64, seen []Observation) float64 {

@@ -14,7 +14,6 @@ const mostSampled = 200_000
 // binned holds the bins of all rows, eight features to a word: feature f of row i is byte
 // f%8 of words[f/8][i]. A histogram of eight features then fits the first-level cache.
 type binned struct {
-	rows  int
 	edges [][]float64 // for each feature: what is not above edge b, and above b-1, is in bin b
 	words [][]uint64
 	holes []bool // whether a feature has missing values
@@ -22,7 +21,7 @@ type binned struct {
 
 func bin(x [][]float64, bins int, random *rand.Rand) *binned {
 	features := len(x[0])
-	b := &binned{rows: len(x), edges: make([][]float64, features), holes: make([]bool, features)}
+	b := &binned{edges: make([][]float64, features), holes: make([]bool, features)}
 	for range (features + 7) / 8 {
 		b.words = append(b.words, make([]uint64, len(x)))
 	}

@@ -40,7 +40,6 @@ type leaf struct {
 	from, to   int // rows
 	depth      int
 	hist       histogram
-	low, high  float64 // what monotone constraints leave possible
 	best       split
 	splittable bool
 }
@@ -50,7 +49,6 @@ type split struct {
 	feature     int
 	bin         uint8 // the last on the left
 	missingLeft bool
-	left, right float64 // what the children would answer
 }
 
 type trainer struct {
@@ -76,7 +74,10 @@ func train(ctx context.Context, d Data, c Config) (*Model, error) {
 	t := &trainer{c: c, y: d.Y, w: d.Weight, rnd: rand.New(rand.NewPCG(c.Seed, 0x7ab5))}
 	t.b = bin(d.X, c.Bins, t.rnd)
 	n := len(d.X)
-	held := t.hold(n)
+	t.all = make([]int32, n)
+	for i := range t.all {
+		t.all[i] = int32(i)
+	}
 	t.rows = slices.Clone(t.all)
 	t.swap, t.raw, t.grad, t.hess = make([]int32, n), make([]float64, n), make([]float64, n), make([]float64, n)
 	t.cell, t.node, t.used = make([]int64, n), make([]int64, n), make([]bool, len(d.X[0]))
@@ -85,7 +86,6 @@ func train(ctx context.Context, d Data, c Config) (*Model, error) {
 	for i := range t.raw {
 		t.raw[i] = m.base
 	}
-	best, bestTrees := math.Inf(1), 0
 	for k := range c.Trees {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -100,37 +100,8 @@ func train(ctx context.Context, d Data, c Config) (*Model, error) {
 		if c.Progress != nil {
 			c.Progress(k+1, c.Trees)
 		}
-		if c.Patience == 0 {
-			continue
-		}
-		for _, i := range held {
-			t.raw[i] += walk(tree, d.X[i])
-		}
-		if loss := t.loss(held); loss < best {
-			best, bestTrees = loss, len(m.trees)
-		} else if len(m.trees)-bestTrees >= c.Patience {
-			break
-		}
-	}
-	if c.Patience > 0 {
-		m.trees = m.trees[:bestTrees]
 	}
 	return m, nil
-}
-
-// hold decides which rows are learned from and returns the others.
-func (t *trainer) hold(n int) (held []int32) {
-	for i := range n {
-		if t.c.Patience > 0 && t.rnd.IntN(10) == 0 {
-			held = append(held, int32(i))
-		} else {
-			t.all = append(t.all, int32(i))
-		}
-	}
-	if t.c.Patience > 0 && (len(held) == 0 || len(t.all) == 0) {
-		held, t.all = t.all[:1], append(held, t.all[1:]...)
-	}
-	return held
 }
 
 func (t *trainer) weight(i int32) float64 {
@@ -151,20 +122,6 @@ func (t *trainer) logOdds() float64 {
 	}
 	// Held-out rows may have taken all of one kind.
 	return math.Log(max(yes, 1e-9*all)+1e-300) - math.Log(max(all-yes, 1e-9*all)+1e-300)
-}
-
-func (t *trainer) loss(rows []int32) float64 {
-	var sum, all float64
-	for _, i := range rows {
-		z := t.raw[i]
-		if t.y[i] {
-			z = -z
-		}
-		w := t.weight(i)
-		sum += w * (max(z, 0) + math.Log1p(math.Exp(-math.Abs(z))))
-		all += w
-	}
-	return sum / max(all, 1e-300)
 }
 
 // gradients of the log loss, as they are and packed.
@@ -248,7 +205,7 @@ func (h histogram) less(child histogram) {
 // grow returns the next tree, nil where no split gains anything, and adds it to the raw scores.
 func (t *trainer) grow() (tree []node, depth int) {
 	t.draw()
-	root := &leaf{to: len(t.rows), low: math.Inf(-1), high: math.Inf(1), hist: t.histogram()}
+	root := &leaf{to: len(t.rows), hist: t.histogram()}
 	t.fill(root.hist, t.rows)
 	t.search(root)
 	tree = append(tree, node{feature: -1})
@@ -303,7 +260,7 @@ func (t *trainer) grow() (tree []node, depth int) {
 				w += t.w[i]
 			}
 		}
-		v := t.c.Rate * min(max(-g/(h+t.c.L2+1e-12), l.low), l.high)
+		v := t.c.Rate * (-g / (h + t.c.L2 + 1e-12))
 		tree[l.at].value, tree[l.at].cover = v, w
 		for _, i := range rows {
 			t.raw[i] += v
@@ -371,15 +328,8 @@ func (t *trainer) split(l *leaf) (a, b *leaf) {
 	}
 	copy(rows[left:], swap[:other])
 	middle := l.from + left
-	a = &leaf{from: l.from, to: middle, depth: l.depth + 1, low: l.low, high: l.high}
-	b = &leaf{from: middle, to: l.to, depth: l.depth + 1, low: l.low, high: l.high}
-	if m := (s.left + s.right) / 2; t.c.Monotone != nil && t.c.Monotone[s.feature] != 0 {
-		if t.c.Monotone[s.feature] > 0 {
-			a.high, b.low = m, m
-		} else {
-			a.low, b.high = m, m
-		}
-	}
+	a = &leaf{from: l.from, to: middle, depth: l.depth + 1}
+	b = &leaf{from: middle, to: l.to, depth: l.depth + 1}
 	return a, b
 }
 
@@ -427,13 +377,6 @@ func (t *trainer) search(l *leaf) {
 		hole := int64(0)
 		if t.b.holes[f] {
 			hole = h[missingBin]
-		}
-		if t.c.Monotone != nil {
-			t.scanBounded(l, f, h[:bins], 0, total, hole != 0)
-			if hole != 0 {
-				t.scanBounded(l, f, h[:bins], hole, total, true)
-			}
-			continue
 		}
 		t.scan(l, f, h[:bins], 0, total, hole != 0)
 		if hole != 0 {
@@ -495,50 +438,5 @@ func (t *trainer) scan(l *leaf, feature int, h []int64, sum, total int64, holes 
 			left += v & p.nMask
 		}
 		l.best.missingLeft = left*2 > total&p.nMask
-	}
-}
-
-// scanBounded is scan where some features are monotone: what a child answers is bounded,
-// and the gain is what those answers gain (as in scikit-learn).
-func (t *trainer) scanBounded(l *leaf, feature int, h []int64, sum, total int64, holes bool) {
-	p := t.pack
-	missingLeft := sum != 0
-	least := int64(t.c.MinLeaf)
-	all := total & p.nMask
-	allH, allG := float64(total>>p.h&p.hMask)/p.hScale, float64(total>>p.g)/p.gScale
-	answer := func(g, h float64) (value, loss float64) {
-		value = min(max(-g/(h+t.c.L2), l.low), l.high)
-		return value, 2*g*value + (h+t.c.L2)*value*value
-	}
-	_, now := answer(allG, allH)
-	direction := float64(t.c.Monotone[feature])
-	if !holes && len(h) > 0 {
-		h = h[:len(h)-1]
-	}
-	for k, v := range h {
-		if v == 0 {
-			continue
-		}
-		sum += v
-		n := sum & p.nMask
-		if n < least || all-n < least {
-			continue
-		}
-		lh, lg := float64(sum>>p.h&p.hMask)/p.hScale, float64(sum>>p.g)/p.gScale
-		rh, rg := allH-lh, allG-lg
-		if lh < leastHessian || rh < leastHessian {
-			continue
-		}
-		a, lossA := answer(lg, lh)
-		b, lossB := answer(rg, rh)
-		if direction*(b-a) < 0 {
-			continue
-		}
-		if gain := now - lossA - lossB; gain > l.best.gain+1e-9*math.Abs(now) {
-			l.best = split{gain: gain, feature: feature, bin: uint8(k), missingLeft: missingLeft, left: a, right: b}
-			if !holes {
-				l.best.missingLeft = n*2 > all
-			}
-		}
 	}
 }

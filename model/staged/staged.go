@@ -107,8 +107,7 @@ type Detector struct {
 	cfg  Config
 	host []bool // for each column whether it is host-level
 
-	first   *baseline.Detector // of all columns
-	learned float64            // by first
+	first *baseline.Detector // of all columns
 
 	wide []int     // candidates: columns that are host-level, in the first stage
 	kept []float32 // their samples, row by row
@@ -220,7 +219,6 @@ func (d *Detector) Observe(at time.Time, x []float64) Result {
 
 func (d *Detector) observe(at time.Time, x []float64) Result {
 	learned, tail := d.first.Observe(at, x)
-	d.learned = learned
 	d.last = Result{Learned: learned, Lead: 1, Rest: tail}
 	if d.cfg.Strong == 0 {
 		return d.last

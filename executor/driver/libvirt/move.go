@@ -177,12 +177,8 @@ func read(stats []rpc.TypedParam) driver.Progress {
 			continue
 		}
 		switch s.Field {
-		case rpc.DomainJobMemoryRemaining:
-			p.RemainingBytes = int64(v)
 		case rpc.DomainJobMemoryTotal:
 			p.TotalBytes = int64(v)
-		case rpc.DomainJobMemoryBps:
-			p.BytesPerSecond = int64(v)
 		case rpc.DomainJobMemoryIteration:
 			p.Iteration = int(v)
 		case rpc.DomainJobDowntime:

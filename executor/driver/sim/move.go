@@ -76,7 +76,7 @@ func (h *Host) Move(ctx context.Context, guest string, to fleet.Target, progress
 	size := h.guests[i].MemoryBytes
 	h.mu.Unlock()
 	if progress != nil {
-		progress(driver.Progress{RemainingBytes: size, TotalBytes: size, Iteration: 1})
+		progress(driver.Progress{TotalBytes: size, Iteration: 1})
 	}
 	go h.carry(guest, peer, m)
 	select {
