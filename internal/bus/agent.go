@@ -205,7 +205,7 @@ func (a *Agent) Commands(ctx context.Context, handle func(context.Context, fleet
 				case <-session.Done():
 				}
 			}()
-			batch, err := fetch(session, consumer, 1, 5*time.Second)
+			batch, err := fetch(session, consumer.Fetch, 1, 5*time.Second)
 			if err != nil {
 				stop()
 				break
@@ -305,28 +305,16 @@ func (a *Agent) bundlePiece(ctx context.Context, p bundlePiece) error {
 	return nil
 }
 
-// fetch asks for at most n messages and waits for the first, at most so long and
-// never longer than ctx.
-func fetch(ctx context.Context, c jetstream.Consumer, n int, wait time.Duration) (jetstream.MessageBatch, error) {
+// fetch asks for messages, at most so many or about so many bytes of them (ask is Fetch or FetchBytes), and waits
+// for the first, at most so long and never longer than ctx.
+func fetch(ctx context.Context, ask func(int, ...jetstream.FetchOpt) (jetstream.MessageBatch, error), most int, wait time.Duration) (jetstream.MessageBatch, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
-	batch, err := c.Fetch(n, jetstream.FetchContext(ctx))
+	batch, err := ask(most, jetstream.FetchContext(ctx))
 	if err != nil {
 		cancel()
 		return nil, err
 	}
 	context.AfterFunc(ctx, cancel) // the batch ends with ctx, and after it nothing is left to cancel
-	return batch, nil
-}
-
-// fetchBytes is fetch for about so many bytes.
-func fetchBytes(ctx context.Context, c jetstream.Consumer, bytes int, wait time.Duration) (jetstream.MessageBatch, error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	batch, err := c.FetchBytes(bytes, jetstream.FetchContext(ctx))
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	context.AfterFunc(ctx, cancel)
 	return batch, nil
 }
 

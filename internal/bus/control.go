@@ -166,7 +166,7 @@ func (b *Bus) History(ctx context.Context, host fleet.HostID, from, to time.Time
 	}
 	var d Decoder
 	for silent := 0; ; {
-		batch, err := fetch(ctx, c, 500, 2*time.Second)
+		batch, err := fetch(ctx, c.Fetch, 500, 2*time.Second)
 		if err != nil {
 			return fmt.Errorf("read history: %w", err)
 		}
@@ -227,7 +227,7 @@ func (b *Bus) Ingest(ctx context.Context, write func(context.Context, []fleet.Sa
 	for range ingestWorkers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				batch, err := fetchBytes(ctx, c, ingestBytes, time.Second)
+				batch, err := fetch(ctx, c.FetchBytes, ingestBytes, time.Second)
 				if err != nil {
 					pause(ctx, time.Second)
 					continue

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/drives"
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/model/drive"
 )
 
@@ -152,7 +153,7 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 		if err != nil {
 			return err
 		}
-		if err := writeWhole(j.save, b); err != nil {
+		if err := datadir.WriteFile(j.save, b); err != nil {
 			return err
 		}
 	}

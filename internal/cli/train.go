@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
 	"github.com/tardigrade-recovery/tardigrade/internal/train"
@@ -205,7 +207,7 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 			if err != nil {
 				return err
 			}
-			if err := writeWhole(out, file); err != nil {
+			if err := datadir.WriteFile(out, file); err != nil {
 				return err
 			}
 			return printModelFile(cmd.OutOrStdout(), out, file, asJSON)
@@ -263,9 +265,9 @@ func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, d
 	return err
 }
 
-// canWrite tells before long work whether writeWhole will be able to write the file.
+// canWrite tells before long work whether [datadir.WriteFile] will be able to write the file.
 func canWrite(flag, path string) error {
-	f, err := os.CreateTemp(dirOf(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err == nil {
 		err = errors.Join(f.Close(), os.Remove(f.Name()))
 	}
@@ -276,30 +278,6 @@ func canWrite(flag, path string) error {
 		return fmt.Errorf("%s %s cannot be written: %w", flag, path, err)
 	}
 	return nil
-}
-
-// writeWhole writes a file whole or not at all.
-func writeWhole(path string, data []byte) error {
-	f, err := os.CreateTemp(dirOf(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
-func dirOf(path string) string {
-	if i := strings.LastIndexByte(path, '/'); i >= 0 {
-		return path[:i+1]
-	}
-	return "."
 }
 
 // modelFile is what is printed of a model file.

@@ -96,20 +96,7 @@ func (c *cordons) lift(ctx context.Context, host fleet.HostID, who string) (flee
 	return cordon, err
 }
 
-// watch lifts the cordons of hosts that have been healthy for long enough.
-func (c *cordons) watch(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			c.sweep(ctx)
-		}
-	}
-}
-
+// sweep lifts the cordons of hosts that have been healthy for long enough.
 func (c *cordons) sweep(ctx context.Context) {
 	policy := c.policies.current()
 	for _, cordon := range c.table.All() {

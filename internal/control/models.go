@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
@@ -40,23 +41,6 @@ func (m models) restore(id fleet.HostID, p *predictor.Predictor) {
 	}
 }
 
-// save writes a host's model, whole or not at all.
-func (m models) save(id fleet.HostID, data []byte) error {
-	f, err := os.CreateTemp(m.dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), m.path(id))
-}
-
 // saveModels saves all models regularly, and once more at the end.
 func (p *Plane) saveModels(ctx context.Context) {
 	tick := time.NewTicker(saveModelsEvery)
@@ -71,7 +55,7 @@ func (p *Plane) saveModels(ctx context.Context) {
 		p.predictions.each(func(id fleet.HostID, learned *predictor.Predictor) {
 			data, err := learned.Save()
 			if err == nil && data != nil {
-				err = p.models.save(id, data)
+				err = datadir.WriteFile(p.models.path(id), data)
 			}
 			if err != nil {
 				if failed++; failed == 1 {

@@ -242,7 +242,9 @@ func (p *Plane) Run(ctx context.Context) error {
 	part("disk space", p.bus.WatchSpace)
 	part("policy", p.policies.watch)
 	part("storm brake", p.brake)
-	part("cordons", p.cordons.watch)
+	part("cordons", func(ctx context.Context) error {
+		return regularly(ctx, time.Second, func(time.Time) { p.cordons.sweep(ctx) })
+	})
 	part("power", p.mains.watch)
 	part("hosts", func(ctx context.Context) error {
 		return p.bus.Hosts(ctx, func(h fleet.Host) { p.hosts.announce(ctx, h) })
@@ -259,16 +261,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	part("executions", p.coordinator.Run)
 	part("bundles", p.bundles.Serve)
 	part("recommendations", func(ctx context.Context) error {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case now := <-tick.C:
-				p.recommender.sweep(ctx, now)
-			}
-		}
+		return regularly(ctx, time.Second, func(now time.Time) { p.recommender.sweep(ctx, now) })
 	})
 	if p.ingest != nil {
 		part("influx", p.ingest.run)
@@ -278,6 +271,20 @@ func (p *Plane) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// regularly calls f every so often until ctx ends.
+func regularly(ctx context.Context, every time.Duration, f func(now time.Time)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			f(now)
+		}
+	}
 }
 
 // relearn is how much of the stream is read again at the start, so that what was

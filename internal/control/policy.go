@@ -99,16 +99,7 @@ func (p *policies) watch(ctx context.Context) error {
 	if file == "" {
 		return nil
 	}
-	tick := time.NewTicker(p.every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			p.reload(ctx, file)
-		}
-	}
+	return regularly(ctx, p.every, func(time.Time) { p.reload(ctx, file) })
 }
 
 // reload takes over what the file says now.
@@ -325,24 +316,17 @@ const stormBrake = "the storm brake"
 // person lifts that, and a person is called; the guard alone would let actions through
 // again as soon as the predictions ease.
 func (p *Plane) brake(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	storming := false
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return regularly(ctx, time.Second, func(time.Time) {
 		p.forgetFreezes(ctx)
 		policy, state, err := p.surroundings.Surroundings(ctx)
 		if err != nil {
-			continue
+			return
 		}
 		storm, failing, hosts := guard.Storm(state, policy, false)
 		if !storm || storming {
 			storming = storm
-			continue
+			return
 		}
 		frozen := slices.ContainsFunc(state.Freezes, func(f fleet.Freeze) bool { return f.By == stormBrake })
 		if !frozen {
@@ -350,7 +334,7 @@ func (p *Plane) brake(ctx context.Context) error {
 			f, err := p.Freeze(ctx, fleet.Freeze{By: stormBrake, Reason: reason})
 			if err != nil {
 				p.log.Error("the storm brake could not freeze the fleet, trying again; the guard refuses all actions meanwhile", "err", err)
-				continue
+				return
 			}
 			p.log.Error("a person is needed: a storm of predictions, every action is stopped", "freeze", f.ID, "failing", failing, "hosts", hosts)
 			if err := p.audit.Append(ctx, stormBrake, "person.called", f.ID, map[string]any{"failing": failing, "hosts": hosts, "outcome": reason}); err != nil {
@@ -358,7 +342,7 @@ func (p *Plane) brake(ctx context.Context) error {
 			}
 		}
 		storming = true
-	}
+	})
 }
 
 // forgetFreezes removes those whose time is over.

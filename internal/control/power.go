@@ -59,20 +59,13 @@ func (m *mains) watch(ctx context.Context) error {
 		return nil
 	}
 	m.resume(ctx)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			for id, bmc := range m.bmcs {
-				if m.due(ctx, id) {
-					m.cycle(ctx, id, bmc)
-				}
+	return regularly(ctx, time.Second, func(time.Time) {
+		for id, bmc := range m.bmcs {
+			if m.due(ctx, id) {
+				m.cycle(ctx, id, bmc)
 			}
 		}
-	}
+	})
 }
 
 // resume leaves power cycles that an earlier control plane began to a person.

@@ -90,3 +90,20 @@ func (d *Dir) Sub(name string) (string, error) {
 
 // Close gives the directory free.
 func (d *Dir) Close() error { return d.lock.Close() }
+
+// WriteFile writes a file whole or not at all, readable for its owner alone.
+func WriteFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 )
 
 // pace is the time between two steps of a fault.
@@ -75,8 +77,9 @@ func (s *service) work(ctx context.Context) error {
 		sum := sha256.Sum256(data)
 		copy(data, sum[:])
 	}
+	// What the last request wrote goes when this one's is on the disk.
 	for _, dir := range []string{s.dir, s.log} {
-		if err := keep(dir, append(make([]byte, 256<<10), data...)); err != nil {
+		if err := datadir.WriteFile(filepath.Join(dir, "request"), append(make([]byte, 256<<10), data...)); err != nil {
 			return err
 		}
 	}
@@ -85,24 +88,6 @@ func (s *service) work(ctx context.Context) error {
 
 // rounds of a hash over a page are some 20 ms of a CPU.
 const rounds = 4000
-
-// keep writes to a directory and waits until it is on its disk. What the last request wrote
-// goes when this one's is kept.
-func keep(dir string, data []byte) error {
-	f, err := os.CreateTemp(dir, "request-*.new")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), filepath.Join(dir, "request"))
-}
 
 // follow waits for a fault and lets it grow.
 func (s *service) follow(ctx context.Context, file string) {
