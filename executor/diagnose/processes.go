@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,13 +76,7 @@ func (c *Collector) processes(max int) source {
 		}
 		var head bytes.Buffer
 		fmt.Fprintf(&head, "%d processes, %d threads:", bytes.Count(list.Bytes(), []byte("\n")), tasks)
-		for _, s := range slices.Sorted(func(yield func(byte) bool) {
-			for s := range states {
-				if !yield(s) {
-					return
-				}
-			}
-		}) {
+		for _, s := range slices.Sorted(maps.Keys(states)) {
 			fmt.Fprintf(&head, " %d %c", states[s], s)
 		}
 		head.WriteString("\n")

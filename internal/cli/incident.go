@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,7 +24,6 @@ outcome of each execution, and each new boot of a host that no reset of its own 
 	}
 	c.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
-	plain := func(out io.Writer) bool { return !asJSON && isTerminalWriter(out) }
 
 	var host, from, to, seen, signature, note string
 	var saved bool
@@ -56,7 +54,7 @@ outcome of each execution, and each new boot of a host that no reset of its own 
 				return err
 			}
 			out := cmd.OutOrStdout()
-			if !plain(out) {
+			if asJSON || !isTerminalWriter(out) {
 				return json.NewEncoder(out).Encode(i)
 			}
 			_, err := fmt.Fprintf(out, "noted as %s: %s on %s from %s to %s\n", i.ID, i.Signature, i.Host, i.From.Format(time.RFC3339), i.To.Format(time.RFC3339))
@@ -77,24 +75,14 @@ outcome of each execution, and each new boot of a host that no reset of its own 
 		Use: "list", Short: "List the incidents, newest first", Args: noArgs,
 		Example: `  tardigrade incident list --json > incidents.jsonl`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var got struct{ Incidents []fleet.Incident }
 			q := url.Values{"limit": {"1000"}}
 			if only != "" {
 				q.Set("host", only)
 			}
-			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/incidents?"+q.Encode(), nil, &got); err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if !plain(out) {
-				return eachLine(out, got.Incidents)
-			}
-			t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(t, "HOST\tFROM\tTO\tSIGNATURE\tFAILED\tSOURCE\tNOTE")
-			for _, i := range got.Incidents {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", i.Host, i.From.Format(time.DateTime), i.To.Format(time.DateTime), i.Signature, i.Failed, i.Source, i.Note)
-			}
-			return t.Flush()
+			head := "HOST\tFROM\tTO\tSIGNATURE\tFAILED\tSOURCE\tNOTE\n"
+			return listing(cmd, &c, asJSON, "/api/v1/incidents?"+q.Encode(), "incidents", head, func(out io.Writer, i fleet.Incident) {
+				fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", i.Host, i.From.Format(time.DateTime), i.To.Format(time.DateTime), i.Signature, i.Failed, i.Source, i.Note)
+			})
 		},
 	}
 	list.Flags().StringVar(&only, "host", "", "of this `host` only")

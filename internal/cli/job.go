@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,9 +24,8 @@ plane's end interrupted is lost, and has to be asked for again.`,
 	}
 	c.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
-	plain := func(out io.Writer) bool { return !asJSON && isTerminalWriter(out) }
 	line := func(out io.Writer, j api.Job) error {
-		if !plain(out) {
+		if asJSON || !isTerminalWriter(out) {
 			return json.NewEncoder(out).Encode(j)
 		}
 		_, err := fmt.Fprintf(out, "%s is %s: %s model on %s; %.0f %% %s%s%s\n", j.ID, j.State, j.Kind, j.Data, 100*j.Done, j.Stage, j.Error, j.Model)
@@ -51,20 +49,9 @@ plane's end interrupted is lost, and has to be asked for again.`,
 	cmd.AddCommand(&cobra.Command{
 		Use: "list", Short: "List the trainings, newest first", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var got struct{ Jobs []api.Job }
-			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/jobs", nil, &got); err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if !plain(out) {
-				return eachLine(out, got.Jobs)
-			}
-			t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(t, "JOB\tKIND\tSTATE\tDONE\tCREATED\tBY\tMODEL")
-			for _, j := range got.Jobs {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%.0f %%\t%s\t%s\t%s\n", j.ID, j.Kind, j.State, 100*j.Done, j.Created.Format(time.DateTime), j.By, j.Model)
-			}
-			return t.Flush()
+			return listing(cmd, &c, asJSON, "/api/v1/jobs", "jobs", "JOB\tKIND\tSTATE\tDONE\tCREATED\tBY\tMODEL\n", func(out io.Writer, j api.Job) {
+				fmt.Fprintf(out, "%s\t%s\t%s\t%.0f %%\t%s\t%s\t%s\n", j.ID, j.Kind, j.State, 100*j.Done, j.Created.Format(time.DateTime), j.By, j.Model)
+			})
 		},
 	}, one("show", "Say how a training stands", http.MethodGet, ""), one("cancel", "End a training that waits or runs", http.MethodPost, "/cancel"))
 	return cmd

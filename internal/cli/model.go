@@ -43,9 +43,8 @@ fresh start, stop the control plane and remove its file; to move what was learne
 	}
 	c.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
-	plain := func(out io.Writer) bool { return !asJSON && isTerminalWriter(out) }
 	print := func(out io.Writer, m api.Model) error {
-		if !plain(out) {
+		if asJSON || !isTerminalWriter(out) {
 			return json.NewEncoder(out).Encode(m)
 		}
 		return printModel(out, m)
@@ -61,20 +60,9 @@ fresh start, stop the control plane and remove its file; to move what was learne
 	list := &cobra.Command{
 		Use: "list", Short: "List the versions, newest first", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var got struct{ Models []api.Model }
-			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/models", nil, &got); err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if !plain(out) {
-				return eachLine(out, got.Models)
-			}
-			t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(t, "VERSION\tSTATE\tTRAINED\tROWS\tHOSTS\tON")
-			for _, m := range got.Models {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", m.ID, m.State, m.Trained.Format(time.DateTime), m.Rows, m.Hosts, m.Source)
-			}
-			return t.Flush()
+			return listing(cmd, &c, asJSON, "/api/v1/models", "models", "VERSION\tSTATE\tTRAINED\tROWS\tHOSTS\tON\n", func(out io.Writer, m api.Model) {
+				fmt.Fprintf(out, "%s\t%s\t%s\t%d\t%d\t%s\n", m.ID, m.State, m.Trained.Format(time.DateTime), m.Rows, m.Hosts, m.Source)
+			})
 		},
 	}
 	show := &cobra.Command{
@@ -179,34 +167,17 @@ fresh start, stop the control plane and remove its file; to move what was learne
 	shadow := &cobra.Command{
 		Use: "shadow", Short: "Compare what shadows say with what is in use", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var got struct{ Comparisons []api.Comparison }
-			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/models/shadow", nil, &got); err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if !plain(out) {
-				return eachLine(out, got.Comparisons)
-			}
-			for _, s := range got.Comparisons {
+			return listing(cmd, &c, asJSON, "/api/v1/models/shadow", "comparisons", "", func(out io.Writer, s api.Comparison) {
 				fmt.Fprintf(out, "%s beside %s since %s: %d samples of %d hosts, mean score %.3f and %.3f (difference %+.3f, absolute %.3f), alarms %d and %d, foreseen %d and %d of %d incidents\n  %s\n",
 					s.Shadow, orOwn(s.Champion), s.Since.Format(time.DateTime), s.Samples, s.Hosts, s.MeanShadow, s.MeanChampion, s.MeanDifference, s.MeanAbsolute, s.AlarmsShadow, s.AlarmsChampion,
 					s.ForeseenShadow, s.ForeseenChampion, s.Incidents, s.Why)
-			}
-			return nil
+			})
 		},
 	}
 	drift := &cobra.Command{
 		Use: "drift", Short: "Say how far live data have moved from what champions were trained on", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var got struct{ Drift []api.Drift }
-			if err := c.do(cmd.Context(), http.MethodGet, "/api/v1/models/drift", nil, &got); err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if !plain(out) {
-				return eachLine(out, got.Drift)
-			}
-			for _, d := range got.Drift {
+			return listing(cmd, &c, asJSON, "/api/v1/models/drift", "drift", "", func(out io.Writer, d api.Drift) {
 				fmt.Fprintf(out, "%s since %s: %d of %d series have shifted over %d samples, drifted: %v %s\n", d.Model, d.Since.Format(time.DateTime), d.Shifted, d.Series, d.Samples, d.Drifted, d.Why)
 				if o := d.Outcomes; o != nil {
 					fmt.Fprintf(out, "  %.1f failures expected over %d stretches of hosts, %d came, %d times somebody acted before\n", o.Expected, o.Judged, o.Failed, o.Averted)
@@ -214,8 +185,7 @@ fresh start, stop the control plane and remove its file; to move what was learne
 				for _, w := range d.Worst {
 					fmt.Fprintf(out, "  %-48s PSI %.3f  KS %.3f\n", w.Series, w.PSI, w.KS)
 				}
-			}
-			return nil
+			})
 		},
 	}
 	cmd.AddCommand(list, show, import_, export, promote, retire, rollback, shadow, drift)
@@ -234,6 +204,29 @@ func orOwn(version string) string {
 		return "each host's own detector"
 	}
 	return version
+}
+
+// listing prints what the control plane has at an address under a key: a JSON object a line, or for a person under a
+// head what each prints, whose columns are aligned.
+func listing[T any](cmd *cobra.Command, c *client, asJSON bool, address, key, head string, each func(io.Writer, T)) error {
+	var got map[string]json.RawMessage
+	if err := c.do(cmd.Context(), http.MethodGet, address, nil, &got); err != nil {
+		return err
+	}
+	var all []T
+	if err := json.Unmarshal(got[key], &all); err != nil {
+		return fmt.Errorf("what the control plane answers: %w", err)
+	}
+	out := cmd.OutOrStdout()
+	if asJSON || !isTerminalWriter(out) {
+		return eachLine(out, all)
+	}
+	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprint(t, head)
+	for _, v := range all {
+		each(t, v)
+	}
+	return t.Flush()
 }
 
 // eachLine prints a JSON object a line.

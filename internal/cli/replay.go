@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,26 +71,8 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 			if r.VMs < 1 || r.VMs > 10_000 {
 				return usageError{fmt.Errorf("--vms %d is out of range: 1 to 10000", r.VMs)}
 			}
-			if p.influx {
-				db, err := p.database(r.Config)
-				if err != nil {
-					return err
-				}
-				r.Source, err = history.FromInflux(cmd.Context(), history.Influx{
-					Config: influx.Config{URL: db.URL, Org: db.Org, Bucket: db.Bucket, Token: db.Token, CA: db.CA, Timeout: 2 * time.Minute},
-					From:   db.From, To: db.To, Window: p.step, Only: db.Hosts,
-				})
-				if err != nil {
-					return err
-				}
-			} else {
-				from, to, err := p.ofDirectory(cmd)
-				if err != nil {
-					return err
-				}
-				if r.Source, err = history.Directory(p.data, from, to); err != nil {
-					return err
-				}
+			if r.Source, err = p.source(cmd, r.Config); err != nil {
+				return err
 			}
 			defer r.Source.Close()
 			if incidents != "" {
@@ -97,24 +80,8 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 					return err
 				}
 			}
-			kinds := make(map[registry.Kind]string)
-			for _, m := range models {
-				file, err := readModel(m)
-				if errors.Is(err, os.ErrNotExist) && isVersion(m) && !isFile(m) {
-					err = c.do(cmd.Context(), http.MethodGet, "/api/v1/models/"+url.PathEscape(m)+"/file", nil, (*rawFile)(&file))
-				}
-				if err != nil {
-					return fmt.Errorf("--model: %w", err)
-				}
-				h, _, err := registry.Decode(file)
-				if err != nil {
-					return fmt.Errorf("--model %s: %w", m, err)
-				}
-				if before, ok := kinds[h.Kind]; ok {
-					return usageError{fmt.Errorf("--model %s and %s are both of the kind %s: give one of each kind at most", before, m, h.Kind)}
-				}
-				kinds[h.Kind] = m
-				r.Models = append(r.Models, file)
+			if r.Models, err = c.models(cmd.Context(), models); err != nil {
+				return err
 			}
 			r.Actions = []fleet.Action{fleet.ActionNone, fleet.ActionRecycle, fleet.ActionPreservingReset, fleet.ActionLiveMigrate, fleet.ActionHandOver}
 			if isTerminal(os.Stderr) {
@@ -147,6 +114,50 @@ that nothing was recommended about as well, which JSON has in the last line.`,
 	f.IntVar(&r.VMs, "vms", 1, "how many VMs a host has, where the past does not say")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
+}
+
+// source opens the past.
+func (p *past) source(cmd *cobra.Command, cfg config.Config) (history.Source, error) {
+	if !p.influx {
+		from, to, err := p.ofDirectory(cmd)
+		if err != nil {
+			return nil, err
+		}
+		return history.Directory(p.data, from, to)
+	}
+	db, err := p.database(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return history.FromInflux(cmd.Context(), history.Influx{
+		Config: influx.Config{URL: db.URL, Org: db.Org, Bucket: db.Bucket, Token: db.Token, CA: db.CA, Timeout: 2 * time.Minute},
+		From:   db.From, To: db.To, Window: p.step, Only: db.Hosts,
+	})
+}
+
+// models reads model files, each named by its path or as a version of the registry, and one of each kind at most.
+func (c *client) models(ctx context.Context, names []string) ([][]byte, error) {
+	var files [][]byte
+	kinds := make(map[registry.Kind]string)
+	for _, m := range names {
+		file, err := readModel(m)
+		if errors.Is(err, os.ErrNotExist) && isVersion(m) && !isFile(m) {
+			err = c.do(ctx, http.MethodGet, "/api/v1/models/"+url.PathEscape(m)+"/file", nil, (*rawFile)(&file))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--model: %w", err)
+		}
+		h, _, err := registry.Decode(file)
+		if err != nil {
+			return nil, fmt.Errorf("--model %s: %w", m, err)
+		}
+		if before, ok := kinds[h.Kind]; ok {
+			return nil, usageError{fmt.Errorf("--model %s and %s are both of the kind %s: give one of each kind at most", before, m, h.Kind)}
+		}
+		kinds[h.Kind] = m
+		files = append(files, file)
+	}
+	return files, nil
 }
 
 // printReplay prints a replay for a person.

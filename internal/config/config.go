@@ -382,10 +382,26 @@ var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if _, _, err := net.SplitHostPort(c.API.Listen); err != nil {
-		bad("api.listen: %q is not ADDRESS:PORT: %w", c.API.Listen, err)
+	c.API.validate(bad)
+	c.Bus.validate(bad)
+	c.Influx.validate(bad)
+	c.Agent.validate(bad)
+	c.Power.validate(bad)
+	c.Model.validate(bad)
+	for _, m := range c.Policy.mistakes() {
+		bad("policy.%s: %s", m.Key, m.Text)
 	}
-	for i, t := range c.API.Tokens {
+	return errors.Join(errs...)
+}
+
+// complaint takes a mistake.
+type complaint func(format string, args ...any)
+
+func (a *API) validate(bad complaint) {
+	if _, _, err := net.SplitHostPort(a.Listen); err != nil {
+		bad("api.listen: %q is not ADDRESS:PORT: %w", a.Listen, err)
+	}
+	for i, t := range a.Tokens {
 		switch {
 		case t.Name == "":
 			bad("api.tokens[%d]: name is empty", i)
@@ -398,73 +414,56 @@ func (c *Config) Validate() error {
 			bad("api.tokens[%d] (%s): role %q is not viewer, operator, approver or admin", i, t.Name, t.Role)
 		}
 	}
-	if c.Bus.URL != "" && c.Bus.Listen != "" {
+}
+
+func (b *Bus) validate(bad complaint) {
+	if b.URL != "" && b.Listen != "" {
 		bad("bus.listen is of the embedded bus, and bus.url names another one: give one of them")
 	}
-	if c.Bus.URL == "" && (c.Bus.Callout != "" || c.Bus.Credentials != "") {
+	if b.URL == "" && (b.Callout != "" || b.Credentials != "") {
 		bad("bus.callout and bus.credentials are for an external cluster: name it in bus.url")
 	}
-	if n := c.Bus.Replicas; n < 1 || n > 5 || n > 1 && c.Bus.URL == "" {
+	if n := b.Replicas; n < 1 || n > 5 || n > 1 && b.URL == "" {
 		bad("bus.replicas: %d: 1 on the embedded bus, 1 to 5 on a cluster", n)
 	}
-	if c.Influx.URL != "" {
-		u, err := url.Parse(c.Influx.URL)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			bad("influx.url: %q is not an http or https address", c.Influx.URL)
-		}
-		if c.Influx.Bucket == "" {
-			bad("influx.bucket is missing: name the bucket (2.x), or DATABASE/RETENTION (1.8, for example telemetry/autogen)")
-		}
+}
+
+func (i *Influx) validate(bad complaint) {
+	if i.URL == "" {
+		return
 	}
-	if c.Agent.Host != "" {
-		if err := fleet.HostID(c.Agent.Host).Validate(); err != nil {
+	u, err := url.Parse(i.URL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		bad("influx.url: %q is not an http or https address", i.URL)
+	}
+	if i.Bucket == "" {
+		bad("influx.bucket is missing: name the bucket (2.x), or DATABASE/RETENTION (1.8, for example telemetry/autogen)")
+	}
+}
+
+func (a *Agent) validate(bad complaint) {
+	if a.Host != "" {
+		if err := fleet.HostID(a.Host).Validate(); err != nil {
 			bad("agent.host: %w", err)
 		}
 	}
-	if d := c.Agent.Interval.D(); d < 100*time.Millisecond || d > 10*time.Minute {
+	if d := a.Interval.D(); d < 100*time.Millisecond || d > 10*time.Minute {
 		bad("agent.interval: %v is out of range: 100ms to 10m", d)
 	}
-	if m := c.Agent.SpoolMiB; m < 1 || m > 1<<20 {
+	if m := a.SpoolMiB; m < 1 || m > 1<<20 {
 		bad("agent.spool_mib: %d is out of range: 1 to %d", m, 1<<20)
 	}
-	if m := c.Agent.Reset.Mode; m != ResetHypervisor && m != ResetKexec {
+	if m := a.Reset.Mode; m != ResetHypervisor && m != ResetKexec {
 		bad("agent.reset.mode: %q is not %s or %s", m, ResetHypervisor, ResetKexec)
 	}
-	if d := c.Agent.Reset.VMTimeout.D(); d < time.Second || d > 5*time.Minute {
+	if d := a.Reset.VMTimeout.D(); d < time.Second || d > 5*time.Minute {
 		bad("agent.reset.vm_timeout: %v is out of range: 1s to 5m", d)
 	}
-	for id, b := range c.Power.Hosts {
-		if err := id.Validate(); err != nil {
-			bad("power.hosts: %w", err)
-		}
-		if b.Address == "" || b.PasswordFile == "" {
-			bad("power.hosts.%s: address and password_file are needed", id)
-		}
-	}
-	if c.Power.CycleEmptied && len(c.Power.Hosts) == 0 {
-		bad("power.cycle_emptied: power.hosts has no management controller")
-	}
-	if g := c.Agent.Guests; g.QMPDir != "" && g.Libvirt != "" {
+	if g := a.Guests; g.QMPDir != "" && g.Libvirt != "" {
 		bad("agent.guests: give qmp_dir or libvirt, not both: each VM would be counted twice")
 	}
-	switch m := c.Agent.Migrate; {
-	case m.URI != "" && !strings.Contains(m.URI, "{host}"):
-		bad("agent.migrate.uri: %q does not say where the target's address goes: write {host}, as in qemu+tls://{host}/system", m.URI)
-	case m.DataURI != "" && !strings.Contains(m.DataURI, "{host}"):
-		bad("agent.migrate.data_uri: %q does not say where the target's address goes: write {host}, as in tcp://{host}", m.DataURI)
-	case m.Parallel < 1 || m.Parallel > 64:
-		bad("agent.migrate.parallel: %d is out of range: 1 to 64", m.Parallel)
-	case m.Downtime.D() < time.Millisecond || m.Downtime.D() > time.Minute:
-		bad("agent.migrate.downtime: %v is out of range: 1ms to 1m", m.Downtime.D())
-	case m.BandwidthMiB < 0 || m.BandwidthMiB > 1<<20:
-		bad("agent.migrate.bandwidth_mib: %d is out of range: 0 to %d", m.BandwidthMiB, 1<<20)
-	}
-	for i, s := range c.Agent.Migrate.Shared {
-		if !strings.HasPrefix(s, "/") {
-			bad("agent.migrate.shared[%d]: %q is not an absolute path", i, s)
-		}
-	}
-	for i, u := range c.Agent.Units {
+	a.Migrate.validate(bad)
+	for i, u := range a.Units {
 		if !strings.Contains(u.Name, ".") || strings.ContainsAny(u.Name, "/ \t\n{}") {
 			bad("agent.units[%d]: %q is not a unit name such as libvirtd.service", i, u.Name)
 		}
@@ -478,45 +477,78 @@ func (c *Config) Validate() error {
 			bad("agent.units[%d] (%s): give one of health.tcp, health.http, health.exec and health.dbus", i, u.Name)
 		}
 	}
-	for key, patterns := range map[string][]string{"include": c.Agent.Include, "exclude": c.Agent.Exclude} {
+	for key, patterns := range map[string][]string{"include": a.Include, "exclude": a.Exclude} {
 		for i, p := range patterns {
 			if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, "/ \t\n{}") {
 				bad("agent.%s[%d]: %q is not a pattern of unit names such as neutron-*.service", key, i, p)
 			}
 		}
 	}
-	if len(c.Agent.Include) > 0 && !c.Agent.Discover {
+	if len(a.Include) > 0 && !a.Discover {
 		bad("agent.include is for agent.discover: true, which is not set; list the services in agent.units, or set it")
 	}
-	if d := c.Model.Learn.D(); d < 10*time.Second {
+}
+
+func (m *Migrate) validate(bad complaint) {
+	switch {
+	case m.URI != "" && !strings.Contains(m.URI, "{host}"):
+		bad("agent.migrate.uri: %q does not say where the target's address goes: write {host}, as in qemu+tls://{host}/system", m.URI)
+	case m.DataURI != "" && !strings.Contains(m.DataURI, "{host}"):
+		bad("agent.migrate.data_uri: %q does not say where the target's address goes: write {host}, as in tcp://{host}", m.DataURI)
+	case m.Parallel < 1 || m.Parallel > 64:
+		bad("agent.migrate.parallel: %d is out of range: 1 to 64", m.Parallel)
+	case m.Downtime.D() < time.Millisecond || m.Downtime.D() > time.Minute:
+		bad("agent.migrate.downtime: %v is out of range: 1ms to 1m", m.Downtime.D())
+	case m.BandwidthMiB < 0 || m.BandwidthMiB > 1<<20:
+		bad("agent.migrate.bandwidth_mib: %d is out of range: 0 to %d", m.BandwidthMiB, 1<<20)
+	}
+	for i, s := range m.Shared {
+		if !strings.HasPrefix(s, "/") {
+			bad("agent.migrate.shared[%d]: %q is not an absolute path", i, s)
+		}
+	}
+}
+
+func (p *Power) validate(bad complaint) {
+	for id, bmc := range p.Hosts {
+		if err := id.Validate(); err != nil {
+			bad("power.hosts: %w", err)
+		}
+		if bmc.Address == "" || bmc.PasswordFile == "" {
+			bad("power.hosts.%s: address and password_file are needed", id)
+		}
+	}
+	if p.CycleEmptied && len(p.Hosts) == 0 {
+		bad("power.cycle_emptied: power.hosts has no management controller")
+	}
+}
+
+func (m *Model) validate(bad complaint) {
+	if d := m.Learn.D(); d < 10*time.Second {
 		bad("model.learn: %v is too short to learn from: at least 10s", d)
 	}
-	if d := c.Model.RetrainEvery.D(); d != 0 && d < time.Hour {
+	if d := m.RetrainEvery.D(); d != 0 && d < time.Hour {
 		bad("model.retrain_every: %v is too often: at least 1h, or 0 for never", d)
 	}
-	if c.Model.Detector != "default" && c.Model.Detector != "fast" {
-		bad("model.detector: %q is not default or fast", c.Model.Detector)
+	if m.Detector != "default" && m.Detector != "fast" {
+		bad("model.detector: %q is not default or fast", m.Detector)
 	}
-	if c.Model.Jobs != "manual" && c.Model.Jobs != "automatic" {
-		bad("model.jobs: %q is not manual or automatic", c.Model.Jobs)
+	if m.Jobs != "manual" && m.Jobs != "automatic" {
+		bad("model.jobs: %q is not manual or automatic", m.Jobs)
 	}
-	if c.Model.Promote != "manual" && c.Model.Promote != "rule" {
-		bad("model.promote: %q is not manual or rule", c.Model.Promote)
+	if m.Promote != "manual" && m.Promote != "rule" {
+		bad("model.promote: %q is not manual or rule", m.Promote)
 	}
-	if m := c.Model; min(m.TrainRange, m.TrainRangeFailure).D() < 10*time.Minute || m.TrainTimeout.D() < time.Second || m.TrainMemoryMiB < 64 || m.TrainMemoryMiB > 1<<20 {
+	if min(m.TrainRange, m.TrainRangeFailure).D() < 10*time.Minute || m.TrainTimeout.D() < time.Second || m.TrainMemoryMiB < 64 || m.TrainMemoryMiB > 1<<20 {
 		bad("model.train_range and train_range_failure must be at least 10m, train_timeout 1s and train_memory_mib 64")
 	}
-	if m := c.Model; m.PromoteSamples < 1 || !(m.PromoteAlarmRatio >= 0) {
+	if m.PromoteSamples < 1 || !(m.PromoteAlarmRatio >= 0) {
 		bad("model.promote_samples and promote_alarm_ratio must be at least 1 and 0")
 	}
-	if d := c.Model.Drift; !(d.PSI > 0) || !(d.KS > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
+	if d := m.Drift; !(d.PSI > 0) || !(d.KS > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
 		bad("model.drift: psi, ks and calibration must be over 0, series_ratio in 0..1, samples at least 1 and window at least 1m")
 	}
-	if c.Model.FalseAlarmsPerMonth <= 0 {
-		bad("model.false_alarms_per_month: %v must be more than 0", c.Model.FalseAlarmsPerMonth)
+	if m.FalseAlarmsPerMonth <= 0 {
+		bad("model.false_alarms_per_month: %v must be more than 0", m.FalseAlarmsPerMonth)
 	}
-	for _, m := range c.Policy.mistakes() {
-		bad("policy.%s: %s", m.Key, m.Text)
-	}
-	return errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
@@ -184,15 +185,11 @@ func (p *Plane) runJob(ctx context.Context, j jobs.Job, progress func(string, fl
 // export writes what the stream has of a range as a directory of telemetry: of each step
 // the first sample. The names of all series are needed first, so that it is read twice.
 func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
-	wanted := make(map[fleet.HostID]bool)
-	for _, h := range j.Hosts {
-		wanted[h] = true
-	}
 	var hosts []telemetry.Host
 	var names []string
 	at := make(map[string]int)
 	for _, h := range p.hosts.all() {
-		if h.Simulated || len(wanted) > 0 && !wanted[h.ID] {
+		if h.Simulated || len(j.Hosts) > 0 && !slices.Contains(j.Hosts, h.ID) {
 			continue
 		}
 		some := false
@@ -231,11 +228,11 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 		var last time.Time
 		var failed error
 		err := p.bus.History(ctx, h.ID, j.From, j.To, func(s fleet.Sample) bool {
-			if begin := s.Time.Truncate(step); !begin.After(last) { // of this step already, or late
+			begin := s.Time.Truncate(step)
+			if !begin.After(last) { // of this step already, or late
 				return ctx.Err() == nil
-			} else {
-				last = begin
 			}
+			last = begin
 			for k := range values {
 				values[k] = math.NaN()
 			}

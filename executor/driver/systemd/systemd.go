@@ -346,30 +346,23 @@ func (s *Services) refusal(ctx context.Context, unit string, p properties) (stri
 			}
 		}
 		queue = append(queue, p.dependants...)
-		var why string
-		switch {
-		case strings.HasSuffix(u, ".service"):
-			m, err := c.GetUnitTypePropertiesContext(ctx, u, "Service")
-			if err != nil {
-				return "", fmt.Errorf("ask systemd about %s: %w", u, err)
-			}
-			if u == unit && text(m, "Type") == "oneshot" && m["RemainAfterExit"] != true {
-				return "it runs once and ends (Type=oneshot), so nothing would show that it works", nil
-			}
-			main, _ := m["MainPID"].(uint32)
-			why = kills(guarded, text(m, "ControlGroup"), text(m, "KillMode"), int(main))
-		case strings.HasSuffix(u, ".scope"), strings.HasSuffix(u, ".slice"):
-			kind := "Scope"
-			if strings.HasSuffix(u, ".slice") {
-				kind = "Slice"
-			}
-			m, err := c.GetUnitTypePropertiesContext(ctx, u, kind)
-			if err != nil {
-				return "", fmt.Errorf("ask systemd about %s: %w", u, err)
-			}
-			why = kills(guarded, text(m, "ControlGroup"), "control-group", 0)
+		kind := map[string]string{".service": "Service", ".scope": "Scope", ".slice": "Slice"}[path.Ext(u)]
+		if kind == "" {
+			continue
 		}
-		if why != "" {
+		m, err := c.GetUnitTypePropertiesContext(ctx, u, kind)
+		if err != nil {
+			return "", fmt.Errorf("ask systemd about %s: %w", u, err)
+		}
+		if u == unit && text(m, "Type") == "oneshot" && m["RemainAfterExit"] != true {
+			return "it runs once and ends (Type=oneshot), so nothing would show that it works", nil
+		}
+		mode, main := "control-group", uint32(0)
+		if kind == "Service" {
+			mode = text(m, "KillMode")
+			main, _ = m["MainPID"].(uint32)
+		}
+		if why := kills(guarded, text(m, "ControlGroup"), mode, int(main)); why != "" {
 			return with + why, nil
 		}
 	}
