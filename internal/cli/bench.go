@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -195,10 +194,4 @@ func (a *app) benchFeed() *cobra.Command {
 	cmd.Flags().StringVar(&f.Dir, "dir", "", "directory of the hosts")
 	cmd.Flags().StringVar(&f.Bus, "bus", "", "address of the bus")
 	return cmd
-}
-
-// isTerminalWriter tells whether what is printed is read by a person.
-func isTerminalWriter(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && isTerminal(f)
 }

@@ -24,17 +24,22 @@ func Main(version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	used, err := newRoot(version).ExecuteContextC(ctx)
+	root, out := newRoot(version), newOutput(os.Stdout)
+	root.SetOut(out)
+	used, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = out.err
+	}
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(os.Stderr, "tardigrade: %v\nSee '%s --help'.\n", err, used.CommandPath())
+		fmt.Fprintf(os.Stderr, "tardigrade: %s\nSee '%s --help'.\n", shownError(err), used.CommandPath())
 		return 2
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		err = fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
-	fmt.Fprintf(os.Stderr, "tardigrade: %v\n", err)
+	fmt.Fprintf(os.Stderr, "tardigrade: %s\n", shownError(err))
 	return 1
 }
 
@@ -136,11 +141,6 @@ func (a *app) logger(w io.Writer) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	}
 	return slog.New(slog.NewTextHandler(w, o)), nil
-}
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // noArgs refuses arguments as a wrong use.

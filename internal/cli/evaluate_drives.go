@@ -13,7 +13,6 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/drives"
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
-	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/model/drive"
 )
 
@@ -153,7 +152,7 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 		if err != nil {
 			return err
 		}
-		if err := datadir.WriteFile(j.save, b); err != nil {
+		if err := writeFile(j.save, b); err != nil {
 			return err
 		}
 	}

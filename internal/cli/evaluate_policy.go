@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
-	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/trial"
 	"github.com/tardigrade-recovery/tardigrade/model/failure"
 	"github.com/tardigrade-recovery/tardigrade/model/feature"
@@ -95,7 +94,7 @@ func (o *modelFlags) model(ctx context.Context, judged uint64, needed []time.Dur
 	if o.file != "" {
 		data, err := m.MarshalBinary()
 		if err == nil {
-			err = datadir.WriteFile(o.file, data)
+			err = writeFile(o.file, data)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--model: %w", err)

@@ -21,10 +21,7 @@ import (
 
 // machineReadable tells whether to print JSON: where it was asked for, or where the
 // output is no terminal.
-func machineReadable(asked bool, out io.Writer) bool {
-	f, ok := out.(*os.File)
-	return asked || !ok || !isTerminal(f)
-}
+func machineReadable(asked bool, out io.Writer) bool { return asked || !isTerminalWriter(out) }
 
 func (a *app) probe() *cobra.Command {
 	var asJSON bool

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
-	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/model/registry"
 	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
@@ -117,7 +116,7 @@ fresh start, stop the control plane and remove its file; to move what was learne
 			if err := c.do(cmd.Context(), http.MethodGet, path(args[0], "/file"), nil, &data); err != nil {
 				return err
 			}
-			if err := datadir.WriteFile(args[1], data); err != nil {
+			if err := writeFile(args[1], data); err != nil {
 				return err
 			}
 			return printModelFile(cmd.OutOrStdout(), args[1], data, asJSON)

@@ -207,7 +207,7 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 			if err != nil {
 				return err
 			}
-			if err := datadir.WriteFile(out, file); err != nil {
+			if err := writeFile(out, file); err != nil {
 				return err
 			}
 			return printModelFile(cmd.OutOrStdout(), out, file, asJSON)
@@ -265,19 +265,47 @@ func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, d
 	return err
 }
 
-// canWrite tells before long work whether [datadir.WriteFile] will be able to write the file.
+// canWrite tells before long work whether writeFile will be able to write the file.
 func canWrite(flag, path string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err == nil {
-		err = errors.Join(f.Close(), os.Remove(f.Name()))
-	}
-	if info, there := os.Stat(path); there == nil && info.IsDir() {
-		err = errors.New("it is a directory")
+	to, whole, err := destination(path)
+	if err == nil && whole {
+		var f *os.File
+		if f, err = os.CreateTemp(filepath.Dir(to), ".new-*"); err == nil {
+			err = errors.Join(f.Close(), os.Remove(f.Name()))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s cannot be written: %w", flag, path, err)
 	}
 	return nil
+}
+
+// destination is the file to which a path leads, and whether it can be replaced as a whole: a device or a
+// pipe, such as /dev/null, is written into.
+func destination(path string) (to string, whole bool, err error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil: // it will be made, or the attempt says why not
+		return path, true, nil
+	case info.IsDir():
+		return path, false, errors.New("it is a directory")
+	case !info.Mode().IsRegular():
+		return path, false, nil
+	}
+	to, err = filepath.EvalSymlinks(path)
+	return to, true, err
+}
+
+// writeFile writes the file that a person names, whole or not at all.
+func writeFile(path string, data []byte) error {
+	to, whole, err := destination(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if !whole {
+		return os.WriteFile(to, data, 0)
+	}
+	return datadir.WriteFile(to, data)
 }
 
 // modelFile is what is printed of a model file.
