@@ -9,10 +9,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"strings"
 )
 
 // mostRow bounds a row, in bytes, before it is in memory.
 const mostRow = 4 << 20
+
+// File refuses what is no file: a pipe may be waited for without end, and a device read.
+func File(stat func(string) (fs.FileInfo, error), path string) error {
+	info, err := stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is a directory, a pipe or a device, not a file", path)
+	}
+	return err
+}
+
+// errUTF16 is the error of what begins with the byte-order mark of UTF-16.
+var errUTF16 = errors.New("the text is UTF-16: save it as UTF-8")
 
 // New returns a reader of the text, which reuses its records. Errors of it, and of the reader,
 // are for [Reason].
@@ -27,6 +41,8 @@ func New(r io.Reader) (*csv.Reader, error) {
 	}
 	if head, _ := in.Peek(3); string(head) == "\ufeff" {
 		_, _ = in.Discard(len(head))
+	} else if strings.HasPrefix(string(head), "\xff\xfe") || strings.HasPrefix(string(head), "\xfe\xff") {
+		return nil, errUTF16
 	}
 	c := csv.NewReader(&limited{r: in})
 	c.ReuseRecord = true

@@ -54,6 +54,7 @@ func TestWhatIsWrongIsSaidInWords(t *testing.T) {
 		"no checksum":   {whole[:len(whole)-3], "cut off"},
 		"no gzip":       {whole[:2] + "hello, world", "damaged"},
 		"checksum":      {whole[:len(whole)-8] + "12345678", "damaged"},
+		"UTF-16":        {"\xff\xfea\x00,\x00", "save it as UTF-8"},
 		"a long line":   {"a\n" + strings.Repeat("1,", mostRow), "line 2: a row of more than 4 MiB: no table"},
 		"an open quote": {"a\n1\n\"" + strings.Repeat("1\n", mostRow), "line 3: a row of more than 4 MiB: a quotation mark is not closed"},
 	} {

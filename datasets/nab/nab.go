@@ -43,7 +43,8 @@ func (s Series) Folder() string {
 const (
 	mostFiles = 10_000
 	mostRows  = 5_000_000
-	mostBytes = 64 << 20 // of combined_windows.json
+	mostAll   = 20_000_000 // rows of all files
+	mostBytes = 64 << 20   // of combined_windows.json
 )
 
 // windowsFile lists the files and their windows.
@@ -66,10 +67,14 @@ func Open(dir string) ([]Series, error) {
 	}
 	slices.Sort(names)
 	out := make([]Series, 0, len(names))
+	rows := 0
 	for _, name := range names {
 		s := Series{Name: name}
 		if s.Times, s.Values, err = readColumn(root, name, "value", false); err != nil {
 			return nil, fmt.Errorf("%s: %w", dir, err)
+		}
+		if rows += len(s.Times); rows > mostAll {
+			return nil, fmt.Errorf("%s: %s: with it there are more than %d rows in all files", dir, name, mostAll)
 		}
 		if s.Windows, err = place(windows[name], s.Times); err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", dir, name, err)
@@ -101,10 +106,17 @@ func Scores(dir string, all []Series) ([][]float64, error) {
 	return out, nil
 }
 
+func open(root *os.Root, name string) (*os.File, error) {
+	if err := csvfile.File(root.Stat, name); err != nil {
+		return nil, err
+	}
+	return root.Open(name)
+}
+
 type span [2]time.Time
 
 func readWindows(root *os.Root) (map[string][]span, error) {
-	f, err := root.Open(windowsFile)
+	f, err := open(root, windowsFile)
 	if err != nil {
 		return nil, fmt.Errorf("%w: a directory of the benchmark has a file %s that lists its files", err, windowsFile)
 	}
@@ -176,17 +188,17 @@ const layout = "2006-01-02 15:04:05"
 func parseTime(s string) (time.Time, error) {
 	t, err := time.Parse(layout, s) // takes fractions of a second, too
 	if err != nil {
-		return t, fmt.Errorf("%q is not a time like 2014-04-10 07:15:00", s)
+		return t, fmt.Errorf("%.60q is not a time like 2014-04-10 07:15:00", s)
 	}
 	return t, nil
 }
 
 // readColumn reads a file's times and one column of numbers.
 func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []float64, error) {
-	f, err := root.Open(name + ".gz")
+	f, err := open(root, name+".gz")
 	if err == nil {
 		name += ".gz"
-	} else if f, err = root.Open(name); err != nil {
+	} else if f, err = open(root, name); err != nil {
 		return nil, nil, fmt.Errorf("%s.gz or %s: %w", name, name, err)
 	}
 	defer f.Close()
@@ -200,7 +212,7 @@ func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []
 	}
 	stamp, number := slices.Index(header, "timestamp"), slices.Index(header, column)
 	if stamp < 0 || number < 0 {
-		return nil, nil, fmt.Errorf("%s: its columns are %q, it needs timestamp and %s", name, bytes.TrimSpace([]byte(strings.Join(header, ","))), column)
+		return nil, nil, fmt.Errorf("%s: its columns are %.200q, it needs timestamp and %s", name, bytes.TrimSpace([]byte(strings.Join(header, ","))), column)
 	}
 	var times []time.Time
 	var values []float64
@@ -225,13 +237,13 @@ func readColumn(root *os.Root, name, column string, ratio bool) ([]time.Time, []
 		}
 		v, err := strconv.ParseFloat(row[number], 64)
 		if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
-			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be a number", name, line, column, row[number])
+			return nil, nil, fmt.Errorf("%s:%d: %s is %.60q, it must be a number", name, line, column, row[number])
 		}
 		if math.Abs(v) > math.MaxFloat32 { // detectors compute in single precision
-			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be from -3.4e38 to 3.4e38", name, line, column, row[number])
+			return nil, nil, fmt.Errorf("%s:%d: %s is %.60q, it must be from -3.4e38 to 3.4e38", name, line, column, row[number])
 		}
 		if ratio && (v < 0 || v > 1) {
-			return nil, nil, fmt.Errorf("%s:%d: %s is %q, it must be from 0 to 1", name, line, column, row[number])
+			return nil, nil, fmt.Errorf("%s:%d: %s is %.60q, it must be from 0 to 1", name, line, column, row[number])
 		}
 		times, values = append(times, at), append(values, v)
 	}

@@ -52,7 +52,7 @@ const (
 // Open lists the series of a directory, in the order of series.csv.
 func Open(dir string) ([]Series, error) {
 	path := filepath.Join(dir, "series.csv")
-	f, err := os.Open(path)
+	f, err := open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: a directory of series has a file series.csv that lists them", err)
 	}
@@ -78,6 +78,7 @@ func Open(dir string) ([]Series, error) {
 		}
 	}
 	var out []Series
+	listed := make(map[string]bool)
 	for {
 		row, err := r.Read()
 		if errors.Is(err, io.EOF) {
@@ -103,9 +104,10 @@ func Open(dir string) ([]Series, error) {
 		if i, ok := column["prefix_vus_window"]; s.Prefix > 0 && (!ok || row[i] == "") {
 			return nil, fmt.Errorf("%s:%d: prefix_rows without prefix_vus_window", path, line)
 		}
-		if slices.ContainsFunc(out, func(o Series) bool { return o.Name == s.Name }) {
+		if listed[s.Name] {
 			return nil, fmt.Errorf("%s:%d: the series %s is listed twice", path, line, s.Name)
 		}
+		listed[s.Name] = true
 		out = append(out, s)
 	}
 	if len(out) == 0 {
@@ -122,20 +124,26 @@ func (s Series) Test() (Data, error) { return s.read("test", true) }
 
 func (s Series) read(part string, labelled bool) (Data, error) {
 	path := filepath.Join(s.dir, s.Name+"."+part+".csv.gz")
-	f, err := os.Open(path)
+	f, err := open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		plain := strings.TrimSuffix(path, ".gz")
-		if f, err = os.Open(plain); err == nil {
-			path = plain
-		} else {
+		if f, err = open(plain); errors.Is(err, os.ErrNotExist) {
 			err = fmt.Errorf("there is neither %s nor %s", path, filepath.Base(plain))
 		}
+		path = plain
 	}
 	if err != nil {
 		return Data{}, fmt.Errorf("series %s of series.csv: %w", s.Name, err)
 	}
 	defer f.Close()
 	return read(f, path, labelled)
+}
+
+func open(path string) (*os.File, error) {
+	if err := csvfile.File(os.Stat, path); err != nil {
+		return nil, err
+	}
+	return os.Open(path)
 }
 
 func read(f io.Reader, path string, labelled bool) (Data, error) {
@@ -156,13 +164,13 @@ func read(f io.Reader, path string, labelled bool) (Data, error) {
 		}
 		d.Columns = d.Columns[:last]
 	}
+	if len(d.Columns) == 0 || len(d.Columns) > mostColumns {
+		return d, fmt.Errorf("%s: %d columns: 1 to %d are possible", path, len(d.Columns), mostColumns)
+	}
 	for i, name := range d.Columns {
 		if slices.Contains(d.Columns[:i], name) {
 			return d, fmt.Errorf("%s:1: the column %q is there twice", path, clip(name))
 		}
-	}
-	if len(d.Columns) == 0 || len(d.Columns) > mostColumns {
-		return d, fmt.Errorf("%s: %d columns: 1 to %d are possible", path, len(d.Columns), mostColumns)
 	}
 	line := 1
 	for {

@@ -3,11 +3,14 @@ package series
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func zip(t *testing.T, text string) []byte {
@@ -82,6 +85,7 @@ func TestBadInput(t *testing.T) {
 		"bad window":      {"series,vus_window\na,x\n", "", "vus_window"},
 		"no window":       {"series,vus_window\na,\n", "", "vus_window"},
 		"half a prefix":   {"series,vus_window,skip_rows,prefix_rows\na,1,2,3\n", "", "prefix_vus_window"},
+		"very wide":       {list, "x" + strings.Repeat(",", mostColumns) + ",label\n", "columns: 1 to 10000 are possible"},
 		"twice":           {"series,vus_window\na,1\na,1\n", "", "series.csv:3: the series a is listed twice"},
 		"column twice":    {list, "x,x,label\n1,1,0\n", "twice"},
 		"quote":           {list, "x,label\n1,0\n\"1,0\n", "line 3"},
@@ -120,6 +124,13 @@ func TestBadInput(t *testing.T) {
 	all, _ := Open(d)
 	if _, err := all[0].Test(); err == nil || !strings.Contains(err.Error(), "cut off") {
 		t.Errorf("half a file: %v", err)
+	}
+	// A pipe into which nobody writes is not waited for.
+	if err := errors.Join(os.Remove(filepath.Join(d, "a.test.csv.gz")), unix.Mkfifo(filepath.Join(d, "a.test.csv"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := all[0].Test(); err == nil || !strings.Contains(err.Error(), "a.test.csv is a directory, a pipe or a device") {
+		t.Errorf("a pipe: %v", err)
 	}
 	if _, err := Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "series.csv") {
 		t.Errorf("no list: %v", err)

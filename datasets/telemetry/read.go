@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -25,9 +26,12 @@ const (
 	mostRows     = 4096
 	mostPayload  = 1 << 28
 	mostManifest = 1 << 28
+	mostParts    = 4 * mostHosts // of the manifest: what small ones come to in memory is much more
 	mostLine     = 1 << 20
 	mostVMs      = 10_000 // of a host
 	mostSeconds  = 1e9
+	// leastInterval is the shortest between two samples, in seconds: that of an agent.
+	leastInterval = 0.1
 )
 
 // Set is a directory of telemetry, open for reading.
@@ -52,6 +56,12 @@ func Open(dir string) (*Set, error) {
 }
 
 func (s *Set) open() error {
+	for _, name := range []string{manifestFile, telemetryFile, faultsFile} {
+		// A pipe would be waited for without end, and a device read.
+		if info, err := os.Stat(filepath.Join(s.dir, name)); err == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is a directory, a pipe or a device, not a file", name)
+		}
+	}
 	info, err := os.Stat(filepath.Join(s.dir, manifestFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("there is no %s: it is no directory of telemetry, or it was not written to its end", manifestFile)
@@ -65,6 +75,9 @@ func (s *Set) open() error {
 	data, err := os.ReadFile(filepath.Join(s.dir, manifestFile))
 	if err != nil {
 		return err
+	}
+	if n := bytes.Count(data, []byte{','}); n > mostParts {
+		return fmt.Errorf("%s has %d parts, at most %d are possible", manifestFile, n, mostParts)
 	}
 	m := &s.Manifest
 	if err := json.Unmarshal(data, m); err != nil {
@@ -80,6 +93,9 @@ func (s *Set) open() error {
 		if v < 0 || v > mostSeconds {
 			return fmt.Errorf("%s: %s is %v, it must be a number of seconds from 0 to %v", manifestFile, what, v, mostSeconds)
 		}
+	}
+	if m.Interval > 0 && m.Interval < leastInterval {
+		return fmt.Errorf("%s: interval_s is %v, it must be at least %v, or 0 where it is not known", manifestFile, m.Interval, leastInterval)
 	}
 	for i, h := range m.Hosts {
 		if err := h.ID.Validate(); err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"golang.org/x/sys/unix"
 )
 
 var start = time.Date(2026, 1, 5, 0, 0, 0, 0, time.UTC)
@@ -210,19 +212,30 @@ func TestRefuses(t *testing.T) {
 		"{":                            "unexpected end",
 		`{"version":9}`:                "version 9",
 		`{"version":1,"series":["a"]}`: "0 hosts",
-		`{"version":1,"series":["a"],"hosts":[{"id":"a/b"}]}`:                              "a/b",
-		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":1000000000}]}`:              "h1 has 1000000000 VMs",
-		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":-1}]}`:                      "h1 has -1 VMs",
-		`{"version":1,"series":["a","b","a"],"hosts":[{"id":"h1"}]}`:                       `"a" is there twice`,
-		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":-60}`:              "interval_s is -60",
-		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":1,"calm_s":1e300}`: "calm_s is 1e+300",
+		`{"version":1,"series":["a"],"hosts":[{"id":"a/b"}]}`:                               "a/b",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":1000000000}]}`:               "h1 has 1000000000 VMs",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1","vms":-1}]}`:                       "h1 has -1 VMs",
+		`{"version":1,"series":["a","b","a"],"hosts":[{"id":"h1"}]}`:                        `"a" is there twice`,
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":-60}`:               "interval_s is -60",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":1e-9}`:              "interval_s is 1e-09",
+		`{"version":1,"series":["a"],"hosts":[` + strings.Repeat("{},", mostParts) + `{}]}`: "parts",
+		`{"version":1,"series":["a"],"hosts":[{"id":"h1"}],"interval_s":1,"calm_s":1e300}`:  "calm_s is 1e+300",
 	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(manifest), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", manifest, err)
+			t.Errorf("%.200s: %v", manifest, err)
+		}
+	}
+	for _, name := range []string{manifestFile, telemetryFile, faultsFile} {
+		dir := t.TempDir()
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), name+" is a directory, a pipe or a device") {
+			t.Errorf("a pipe in place of %s: %v", name, err)
 		}
 	}
 }

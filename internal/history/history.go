@@ -133,18 +133,30 @@ func (d directory) Incidents() ([]fleet.Incident, error) {
 		if err := json.Unmarshal(line, &f); err != nil {
 			return err
 		}
-		if f.Benign || f.Signature == "" {
+		if f.Benign {
 			return nil
+		}
+		if _, ok := d.number[f.Host]; !ok {
+			return fmt.Errorf("its host %.150q is not in the manifest", f.Host)
+		}
+		if !slices.Contains(fleet.Signatures(), f.Signature) {
+			return fmt.Errorf("its signature %.50q is not one of %v", f.Signature, fleet.Signatures())
 		}
 		i := fleet.Incident{ID: fmt.Sprintf("truth-%d", f.ID), Host: f.Host, From: f.Effect, To: f.End, Signature: f.Signature, Source: fleet.IncidentTruth, By: "data set"}
 		if i.From.IsZero() {
 			return nil // it never showed
 		}
-		if f.Ending == "crashed" || f.Ending == "failed" {
-			i.Failed, i.Seen, i.From = true, f.Effect, f.End
-		}
 		if i.To.IsZero() { // lasts beyond the end of the data
 			i.To = i.From
+		}
+		if i.To.Before(i.From) {
+			return fmt.Errorf("it ends at %s, before it has an effect at %s", i.To.Format(time.RFC3339), i.From.Format(time.RFC3339))
+		}
+		if f.Ending == "crashed" || f.Ending == "failed" {
+			if f.End.IsZero() {
+				return fmt.Errorf("it %s, and does not say when: its end is missing", f.Ending)
+			}
+			i.Failed, i.Seen, i.From = true, f.Effect, f.End
 		}
 		if within(i.From, d.from, d.to) {
 			out = append(out, i)

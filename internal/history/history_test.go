@@ -1,6 +1,7 @@
 package history
 
 import (
+	"maps"
 	"math"
 	"path/filepath"
 	"strings"
@@ -107,5 +108,37 @@ func TestTimesOutOfOrder(t *testing.T) {
 	}
 	if n != 3 || err == nil || !strings.Contains(err.Error(), "host h1: the sample at 2026-01-02T03:03:00Z comes after one at 2026-01-02T03:05:00Z") {
 		t.Errorf("%d samples, %v", n, err)
+	}
+}
+
+// A truth that cannot be is refused, with its line; a model would learn from it.
+func TestTruthThatCannotBe(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	type line = map[string]any
+	for want, lie := range map[string]line{
+		`line 2: its host "h9" is not in the manifest`:             {"host": "h9"},
+		`signature "magic" is not one of`:                          {"signature": "magic"},
+		"it ends at 2026-01-02T02:00:00Z, before it has an effect": {"end": at.Add(-time.Hour)},
+		"it crashed, and does not say when":                        {"ending": "crashed", "end": time.Time{}},
+	} {
+		fault := line{"id": 1, "host": "h1", "signature": "disk", "effect": at, "end": at.Add(time.Hour)}
+		bad := maps.Clone(fault)
+		maps.Copy(bad, lie)
+		dir := filepath.Join(t.TempDir(), "fleet")
+		w, err := telemetry.Create(dir, telemetry.Manifest{Series: []string{"load_1m"}, Hosts: []telemetry.Host{{ID: "h1"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Close([]any{fault, bad}); err != nil {
+			t.Fatal(err)
+		}
+		src, err := Directory(dir, time.Time{}, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		if _, err := src.Incidents(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, not %q", err, want)
+		}
 	}
 }
