@@ -48,8 +48,12 @@ func (d *Drive) At(hours float64) time.Time {
 	return d.Since.Add(time.Duration((hours - d.Rows[0].Start) * float64(time.Hour)))
 }
 
-// mostRows bounds what a hostile file takes.
-const mostRows = 50_000_000
+// Limits of what a hostile file takes. What is computed of a drive grows with the square of its rows.
+const (
+	mostRows  = 50_000_000
+	mostOfOne = 10_000 // rows of a drive
+	mostName  = 200    // bytes of a serial number or a model
+)
 
 // Open reads all CSV files of a directory, plain or compressed by gzip, or one file.
 func Open(path string) ([]Drive, error) {
@@ -60,12 +64,18 @@ func Open(path string) ([]Drive, error) {
 	files := []string{path}
 	if info.IsDir() {
 		files = nil
-		for _, pattern := range []string{"*.csv", "*.csv.gz"} {
-			found, err := filepath.Glob(filepath.Join(path, pattern))
-			if err != nil {
-				return nil, err
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if name := e.Name(); strings.HasSuffix(name, ".csv") || strings.HasSuffix(name, ".csv.gz") {
+				file := filepath.Join(path, name)
+				if err := csvfile.File(os.Stat, file); err != nil {
+					return nil, err
+				}
+				files = append(files, file)
 			}
-			files = append(files, found...)
 		}
 		if len(files) == 0 {
 			return nil, fmt.Errorf("%s: there is no .csv or .csv.gz file of drives", path)
@@ -145,6 +155,9 @@ func (b *builder) add(text func(string) string, sized bool, size string) error {
 	if serial == "" {
 		return errors.New("a drive without serial number")
 	}
+	if max(len(serial), len(text("model"))) > mostName {
+		return fmt.Errorf("a serial number or a model of more than %d bytes", mostName)
+	}
 	start, err := number("tstart", text("tstart"))
 	if err != nil {
 		return err
@@ -160,7 +173,7 @@ func (b *builder) add(text func(string) string, sized bool, size string) error {
 	if !ok {
 		since, err := time.Parse(time.DateOnly, text("min_date"))
 		if err != nil {
-			return fmt.Errorf("drive %s: min_date is %q, it must be a day such as 2016-01-31", serial, text("min_date"))
+			return fmt.Errorf("drive %s: min_date is %.60q, it must be a day such as 2016-01-31", serial, text("min_date"))
 		}
 		d := Drive{Serial: strings.Clone(serial), Model: strings.Clone(text("model")), Since: since, SizeTB: math.NaN()}
 		if sized && size != "" {
@@ -179,6 +192,9 @@ func (b *builder) add(text func(string) string, sized bool, size string) error {
 	if len(d.Rows) > 0 && start < d.End {
 		return fmt.Errorf("drive %s: times out of order: a row from %v hours after one to %v", serial, start, d.End)
 	}
+	if len(d.Rows) == mostOfOne {
+		return fmt.Errorf("drive %s: more than %d rows; there is one for each change of its values, at most", serial, mostOfOne)
+	}
 	r := Row{Start: start}
 	for k, name := range Attributes {
 		if r.Values[k], err = number(name, text(name)); err != nil {
@@ -190,7 +206,7 @@ func (b *builder) add(text func(string) string, sized bool, size string) error {
 	case "1":
 		d.Failed = true
 	default:
-		return fmt.Errorf("drive %s: fails is %q, it must be 0 or 1", serial, text("fails"))
+		return fmt.Errorf("drive %s: fails is %.60q, it must be 0 or 1", serial, text("fails"))
 	}
 	d.Rows = append(d.Rows, r)
 	d.End = stop
@@ -203,7 +219,7 @@ func number(name, text string) (float64, error) {
 	}
 	v, err := strconv.ParseFloat(text, 64)
 	if err != nil || math.IsInf(v, 0) {
-		return 0, fmt.Errorf("%s is %q, which is not a number", name, text)
+		return 0, fmt.Errorf("%s is %.60q, which is not a number", name, text)
 	}
 	return v, nil
 }

@@ -7,19 +7,23 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tardigrade-recovery/tardigrade/datasets/drives"
 	"github.com/tardigrade-recovery/tardigrade/internal/bench"
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
 	"github.com/tardigrade-recovery/tardigrade/model/drive"
 )
 
 func (a *app) evaluateDrives() *cobra.Command {
-	var data, load, save, cutoff string
 	var asJSON bool
+	var cutoff string
 	j := drivesJudging{}
+	child := jobs.Child{Args: judgingCommand}
 	cmd := &cobra.Command{
 		Use: "drives", Short: "Judge the prediction of disk failures on the lives of real drives",
 		Long: `Judge the prediction of disk failures within 30 days on the lives of real drives: a directory with
@@ -35,7 +39,7 @@ what the drive has said until then, its age, size and model. Two lines:
   calendar  all drives are judged from --cutoff on by a model that knows nothing of what came later
 
 With --model a saved model is judged on all drives of the directory; make sure that it was not
-trained on some of them. One line, "other".
+trained on some of them. One line, "other". All that is done in a process of its own with limited memory.
 
 An instant counts if its outcome is known: the drive fails, or is seen working for the 30 days after it.
 
@@ -55,51 +59,58 @@ An instant counts if its outcome is known: the drive fails, or is seen working f
   tardigrade evaluate drives --data data/other --model drives.model --json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if data == "" {
+			if j.Data == "" {
 				return usageError{errors.New("--data must name a directory with a CSV file of drives")}
 			}
-			if load != "" && save != "" {
+			if j.Load != "" && j.Save != "" {
 				return usageError{errors.New("--model judges a saved model, --save trains one: give one of them")}
 			}
 			var err error
-			if j.cutoff, err = time.Parse(time.DateOnly, cutoff); err != nil {
+			if j.Cutoff, err = time.Parse(time.DateOnly, cutoff); err != nil {
 				return usageError{fmt.Errorf("--cutoff %q is not a day such as 2016-01-01", cutoff)}
 			}
-			if load != "" {
-				b, err := readModel(load)
-				if err != nil {
-					return err
-				}
-				if j.model, err = drive.Unmarshal(b); err != nil {
-					return fmt.Errorf("%s: %w", load, err)
-				}
+			if child.Program, err = os.Executable(); err != nil {
+				return err
 			}
-			j.save, j.out, j.progress = save, cmd.OutOrStdout(), cmd.ErrOrStderr()
-			j.json = asJSON || !isTerminalWriter(j.out)
-			all, err := drives.Open(data)
+			out, name := cmd.OutOrStdout(), j.Data
+			files, err := handOver(&j.Data)
 			if err != nil {
 				return err
 			}
-			return j.run(cmd.Context(), all)
+			return judgeInProcess(cmd.Context(), child, judgingOrder{Drives: &j}, files, func(l judgedLine) error {
+				switch {
+				case l.Error != "":
+					return errors.New(strings.ReplaceAll(l.Error, handed, name))
+				case l.Drives == nil:
+					fmt.Fprintln(cmd.ErrOrStderr(), l.Said)
+					return nil
+				case asJSON || !isTerminalWriter(out):
+					return json.NewEncoder(out).Encode(l.Drives)
+				}
+				return l.Drives.print(out)
+			})
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&data, "data", "", "`directory` with CSV files of drives, or one such file")
-	f.Uint64Var(&j.seed, "seed", 1, "draws the drives that are judged")
+	f.StringVar(&j.Data, "data", "", "`directory` with CSV files of drives, or one such file")
+	f.Uint64Var(&j.Seed, "seed", 1, "draws the drives that are judged")
 	f.StringVar(&cutoff, "cutoff", "2016-01-01", "`day` from which on the second line judges")
-	f.StringVar(&load, "model", "", "judge this saved model, `file`, on all drives")
-	f.StringVar(&save, "save", "", "write the model of the first line to this `file`")
+	f.StringVar(&j.Load, "model", "", "judge this saved model, `file`, on all drives")
+	f.StringVar(&j.Save, "save", "", "write the model of the first line to this `file`")
+	f.IntVar(&child.MemoryMiB, "memory-mib", 4096, "how much memory the process may have")
 	f.BoolVar(&asJSON, "json", false, "print JSON lines (the default where stdout is not a terminal)")
 	return cmd
 }
 
+// drivesJudging is what the process is asked for.
 type drivesJudging struct {
-	seed          uint64
-	cutoff        time.Time
-	model         *drive.Model
-	save          string
-	out, progress io.Writer
-	json          bool
+	Data   string    `json:"data"`
+	Seed   uint64    `json:"seed"`
+	Cutoff time.Time `json:"cutoff"`
+	Load   string    `json:"load,omitempty"`
+	Save   string    `json:"save,omitempty"`
+
+	say func(judgedLine)
 }
 
 type drivesResult struct {
@@ -118,24 +129,44 @@ func aLife(d *drives.Drive) drive.Drive {
 	return out
 }
 
-func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
-	if j.model != nil {
-		var test []drive.Drive
-		for i := range all {
-			test = append(test, aLife(&all[i]))
+// judgeAll is the process's side.
+func (j *drivesJudging) judgeAll(ctx context.Context, say func(judgedLine)) error {
+	j.say = say
+	var m *drive.Model
+	if j.Load != "" {
+		b, err := readModel(j.Load)
+		if err != nil {
+			return err
 		}
-		return j.judge(drivesResult{Split: "other"}, j.model, test)
+		if m, err = drive.Unmarshal(b); err != nil {
+			return fmt.Errorf("%s: %w", j.Load, err)
+		}
 	}
+	all, err := drives.Open(j.Data)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		return j.trainAndJudge(ctx, all)
+	}
+	var test []drive.Drive
+	for i := range all {
+		test = append(test, aLife(&all[i]))
+	}
+	return j.judge(drivesResult{Split: "other"}, m, test)
+}
+
+func (j *drivesJudging) trainAndJudge(ctx context.Context, all []drives.Drive) error {
 	if err := j.checkCutoff(all); err != nil {
 		return err
 	}
-	if j.save != "" {
-		if err := canWrite("--save", j.save); err != nil {
+	if j.Save != "" {
+		if err := canWrite("--save", j.Save); err != nil {
 			return err
 		}
 	}
 	var train, test []drive.Drive
-	r := rand.New(rand.NewPCG(j.seed, 0xd15c))
+	r := rand.New(rand.NewPCG(j.Seed, 0xd15c))
 	for k, i := range r.Perm(len(all)) {
 		if k < len(all)/4 {
 			test = append(test, aLife(&all[i]))
@@ -147,12 +178,12 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 	if err != nil {
 		return err
 	}
-	if j.save != "" {
+	if j.Save != "" {
 		b, err := m.MarshalBinary()
 		if err != nil {
 			return err
 		}
-		if err := writeFile(j.save, b); err != nil {
+		if err := writeFile(j.Save, b); err != nil {
 			return err
 		}
 	}
@@ -178,7 +209,7 @@ func (j *drivesJudging) run(ctx context.Context, all []drives.Drive) error {
 
 // cutoffHours is the cutoff in power-on hours of a drive.
 func (j *drivesJudging) cutoffHours(d *drives.Drive) float64 {
-	return d.Rows[0].Start + j.cutoff.Sub(d.Since).Hours()
+	return d.Rows[0].Start + j.Cutoff.Sub(d.Since).Hours()
 }
 
 // checkCutoff refuses one on one side of which there is nothing.
@@ -197,7 +228,7 @@ func (j *drivesJudging) checkCutoff(all []drives.Drive) error {
 		}
 	}
 	if !before || !after {
-		return fmt.Errorf("--cutoff %s leaves nothing to learn from, or nothing to judge: these drives were seen from %s to %s; name a day between", j.cutoff.Format(time.DateOnly), first.Format(time.DateOnly), last.Format(time.DateOnly))
+		return fmt.Errorf("--cutoff %s leaves nothing to learn from, or nothing to judge: these drives were seen from %s to %s; name a day between", j.Cutoff.Format(time.DateOnly), first.Format(time.DateOnly), last.Format(time.DateOnly))
 	}
 	return nil
 }
@@ -205,9 +236,9 @@ func (j *drivesJudging) checkCutoff(all []drives.Drive) error {
 // train trains a model, and prints the verdict on it.
 func (j *drivesJudging) train(ctx context.Context, split string, train, test []drive.Drive) (*drive.Model, error) {
 	began := bench.CPUTime()
-	m, err := drive.Train(ctx, train, j.seed, func(done, of int) {
+	m, err := drive.Train(ctx, train, j.Seed, func(done, of int) {
 		if done%25 == 0 {
-			fmt.Fprintf(j.progress, "%s: %d of %d trees\n", split, done, of)
+			j.say(judgedLine{Said: fmt.Sprintf("%s: %d of %d trees", split, done, of)})
 		}
 	})
 	if err != nil {
@@ -221,10 +252,12 @@ func (j *drivesJudging) judge(res drivesResult, m *drive.Model, test []drive.Dri
 	if res.Verdict, err = m.Judge(test); err != nil {
 		return fmt.Errorf("%s: %w", res.Split, err)
 	}
-	if j.json {
-		return json.NewEncoder(j.out).Encode(res)
-	}
-	_, err = fmt.Fprintf(j.out, `%s: AUC-PR %.3f over %d instants, %d of them before a failure
+	j.say(judgedLine{Drives: &res})
+	return nil
+}
+
+func (res *drivesResult) print(out io.Writer) error {
+	_, err := fmt.Fprintf(out, `%s: AUC-PR %.3f over %d instants, %d of them before a failure
   %.1f %% of the failing drives get an alarm where 0.1 %% of the others do, %.0f days ahead, %.1f %% where 1 %% do, %.0f days ahead
   %.1f %% and %.1f %% with that many false alarms in 30 days
   %d drives fail, %d of them silent, %d go on working

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/jobs"
 )
 
 // drivesFile has drives of which a fifth fails after its sectors went bad, and where the calendar
@@ -72,6 +75,22 @@ func TestEvaluateDrives(t *testing.T) {
 	}
 	if seen != "drives calendar other " {
 		t.Errorf("%q", seen)
+	}
+}
+
+// The process that judges has no more memory than it may have, and says so.
+func TestEvaluateDrivesWithinItsMemory(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("serial_number,model,size_tb,min_date,tstart,tstop,fails,smart_5,smart_10,smart_12,smart_187,smart_188,smart_189,smart_196,smart_197,smart_198\n")
+	for i := range 1_000_000 {
+		fmt.Fprintf(&b, "S%d,M,4,2015-01-01,%d,%d,0,0,0,0,,,,0,0,0\n", i/1000, i%1000, i%1000+1)
+	}
+	path := filepath.Join(t.TempDir(), "drives.csv")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t, "evaluate", "drives", "--data", path, "--memory-mib", "80"); !errors.Is(err, jobs.ErrMemory) {
+		t.Errorf("with 80 MiB: %v", err)
 	}
 }
 

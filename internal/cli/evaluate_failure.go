@@ -59,7 +59,6 @@ one half.`,
 			if child.Program, err = os.Executable(); err != nil {
 				return err
 			}
-			o.MemoryMiB = child.MemoryMiB
 			out := cmd.OutOrStdout()
 			return o.inProcess(cmd.Context(), child, cmd.ErrOrStderr(), func(r failureResult) error {
 				if asJSON || !isTerminalWriter(out) {
@@ -98,20 +97,27 @@ type failureResult struct {
 	Confusion string `json:"confusion,omitempty"`
 }
 
-// tableJudging is the order to the process that judges, and judgedLine a line of what it writes.
+// judgingOrder is the order to the process that judges, one of the two, and judgedLine a line of what it writes.
+type judgingOrder struct {
+	MemoryMiB int            `json:"memory_mib"`
+	Table     *tableJudging  `json:"table,omitempty"`
+	Drives    *drivesJudging `json:"drives,omitempty"`
+}
+
 type tableJudging struct {
-	MemoryMiB int    `json:"memory_mib"`
-	CSV       string `json:"csv"`
-	Test      string `json:"test,omitempty"`
-	Label     string `json:"label"`
-	Seed      uint64 `json:"seed"`
-	Trees     int    `json:"trees"`
-	Leaves    int    `json:"leaves"`
+	CSV    string `json:"csv"`
+	Test   string `json:"test,omitempty"`
+	Label  string `json:"label"`
+	Seed   uint64 `json:"seed"`
+	Trees  int    `json:"trees"`
+	Leaves int    `json:"leaves"`
 }
 
 type judgedLine struct {
 	Trained int            `json:"trained,omitempty"` // trees of the forest so far
+	Said    string         `json:"said,omitempty"`    // how far it is, for a person
 	Result  *failureResult `json:"result,omitempty"`
+	Drives  *drivesResult  `json:"drives,omitempty"`
 	Error   string         `json:"error,omitempty"`
 }
 
@@ -120,9 +126,9 @@ var judgingCommand = []string{"evaluate", "child"}
 
 func (a *app) evaluateChild() *cobra.Command {
 	return &cobra.Command{
-		Use: "child", Short: "The process that judges, as 'evaluate failure' starts it", Hidden: true, Args: noArgs,
+		Use: "child", Short: "The process that judges, as 'evaluate failure' and 'evaluate drives' start it", Hidden: true, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var o tableJudging
+			var o judgingOrder
 			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&o); err != nil {
 				return fmt.Errorf("the order of an evaluation: %w", err)
 			}
@@ -130,7 +136,14 @@ func (a *app) evaluateChild() *cobra.Command {
 				return err
 			}
 			lines := json.NewEncoder(cmd.OutOrStdout())
-			if err := o.judge(cmd.Context(), func(j judgedLine) { _ = lines.Encode(j) }); err != nil {
+			var err, unsaid error
+			say := func(j judgedLine) { unsaid = cmp.Or(unsaid, lines.Encode(j)) }
+			if o.Drives != nil {
+				err = o.Drives.judgeAll(cmd.Context(), say)
+			} else if o.Table != nil {
+				err = o.Table.judge(cmd.Context(), say)
+			}
+			if err = cmp.Or(err, unsaid); err != nil {
 				return lines.Encode(judgedLine{Error: err.Error()})
 			}
 			return nil
@@ -140,24 +153,53 @@ func (a *app) evaluateChild() *cobra.Command {
 
 // inProcess lets a process judge, and calls each with what it makes of each model.
 func (o tableJudging) inProcess(ctx context.Context, child jobs.Child, stderr io.Writer, each func(failureResult) error) error {
-	var failed error
 	bar := newProgress(stderr, "growing golearn's trees", o.Trees)
-	// The process gets its order by its own standard input.
-	const handed = "/dev/fd/3"
-	var files []*os.File
-	if o.CSV == "-" || o.CSV == "/dev/stdin" {
-		o.CSV, files = handed, []*os.File{os.Stdin}
+	name := o.CSV
+	if name == "-" {
+		name, o.CSV = "standard input", "/dev/stdin"
 	}
+	files, err := handOver(&o.CSV)
+	if err != nil {
+		return err
+	}
+	return judgeInProcess(ctx, child, judgingOrder{Table: &o}, files, func(j judgedLine) error {
+		if j.Error != "" {
+			return errors.New(strings.ReplaceAll(j.Error, handed, name))
+		}
+		if j.Result != nil {
+			return each(*j.Result)
+		}
+		bar.step()
+		return nil
+	})
+}
+
+// handed is what the process reads that it could not open by its name, such as standard input: it has
+// descriptors of its own.
+const handed = "/dev/fd/3"
+
+// handOver opens such a path, and replaces it.
+func handOver(path *string) ([]*os.File, error) {
+	f, err := os.Stdin, error(nil)
+	if *path != "/dev/stdin" {
+		info, missing := os.Stat(*path)
+		if missing != nil || info.IsDir() || info.Mode().IsRegular() {
+			return nil, nil // the process opens it, or says why it can't
+		}
+		f, err = os.Open(*path)
+	}
+	*path = handed
+	return []*os.File{f}, err
+}
+
+// judgeInProcess lets a process judge, and calls each with what it says until that returns an error.
+func judgeInProcess(ctx context.Context, child jobs.Child, o judgingOrder, files []*os.File, each func(judgedLine) error) error {
+	o.MemoryMiB = child.MemoryMiB
+	var failed error
 	err := child.Process(ctx, o, files, func(line []byte) {
 		var j judgedLine
-		switch err := json.Unmarshal(line, &j); {
-		case err != nil || failed != nil:
-		case j.Error != "":
-			failed = errors.New(strings.ReplaceAll(j.Error, handed, "standard input"))
-		case j.Result != nil:
-			failed = each(*j.Result)
-		default:
-			bar.step()
+		if json.Unmarshal(line, &j) == nil && failed == nil {
+			failed = each(j)
 		}
 	})
 	return cmp.Or(failed, err)

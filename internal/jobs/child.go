@@ -50,7 +50,8 @@ type message struct {
 }
 
 const (
-	leastMemory    = 64
+	leastMemory    = 64 // MiB
+	mostMemory     = 1 << 20
 	defaultTimeout = 6 * time.Hour
 	modelDescr     = 3 // the descriptor to which the process writes the model file
 	mostLine       = 1 << 20
@@ -107,8 +108,8 @@ func (c Child) Run(ctx context.Context, s train.Spec, progress train.Progress) (
 // kills the process, and so does the end of this one. The program must limit its own memory, see
 // [Limit].
 func (c Child) Process(ctx context.Context, order any, files []*os.File, line func([]byte)) error {
-	if c.MemoryMiB < leastMemory {
-		return fmt.Errorf("a training needs at least %d MiB, not %d", leastMemory, c.MemoryMiB)
+	if c.MemoryMiB < leastMemory || c.MemoryMiB > mostMemory {
+		return fmt.Errorf("a training needs at least %d MiB, and may have %d at most, not %d", leastMemory, mostMemory, c.MemoryMiB)
 	}
 	timeout := c.Timeout
 	if timeout == 0 {
@@ -147,7 +148,7 @@ func (c Child) Process(ctx context.Context, order any, files []*os.File, line fu
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && said.has("out of memory", "cannot allocate memory"):
+	case err != nil && said.ofMemory():
 		return fmt.Errorf("%w: it may have %d MiB: allow more, or take fewer hosts or rows, or a shorter range", ErrMemory, c.MemoryMiB)
 	case killed(err):
 		return fmt.Errorf("the training process was killed by somebody else (%w): the kernel does that where the machine runs out of memory, its log says so; let it have less memory, or take fewer hosts or rows, or a shorter range", err)
@@ -196,13 +197,15 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) has(words ...string) bool {
-	for _, w := range words {
-		if bytes.Contains(t.text, []byte(w)) {
+// ofMemory says whether a process ended because it may have no more memory, which also Go's runtime may
+// find out by a fault.
+func (t *tail) ofMemory() bool {
+	for _, words := range []string{"out of memory", "cannot allocate memory"} {
+		if bytes.Contains(t.text, []byte(words)) {
 			return true
 		}
 	}
-	return false
+	return bytes.HasPrefix(t.text, []byte("SIGSEGV: segmentation violation"))
 }
 
 func (t *tail) last() string {
