@@ -407,17 +407,26 @@ func invalid(format string, args ...any) error { return ErrInvalid.Errorf(format
 // maxBody bounds a request.
 const maxBody = 1 << 20
 
+// readBody reads a body of at most so many bytes.
+func readBody(c echo.Context, most int64) ([]byte, error) {
+	// The bare writer lets net/http close the connection instead of reading on.
+	data, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, c.Request().Body, most))
+	if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, large
+	}
+	if err != nil {
+		return nil, invalid("the body could not be read to its end: %v", err)
+	}
+	return data, nil
+}
+
 // decode reads a JSON body into v. An empty body leaves v as it is where that is
 // allowed.
 func decode(c echo.Context, v any, mayBeEmpty bool) error {
 	r := c.Request()
-	// The bare writer lets net/http close the connection instead of reading on.
-	data, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, maxBody))
+	data, err := readBody(c, maxBody)
 	if err != nil {
-		if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return large
-		}
-		return invalid("the body could not be read to its end: %v", err)
+		return err
 	}
 	if len(bytes.TrimSpace(data)) == 0 {
 		if mayBeEmpty {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math"
 	"mime"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -651,6 +652,19 @@ func TestBadRequests(t *testing.T) {
 	}
 	if r := s.fake.rec(recPending); r.State != fleet.RecommendationPending {
 		t.Errorf("a bad request made it %s", r.State)
+	}
+	// A client that goes away in the middle is not told that something went wrong inside.
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "POST /api/v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 400 ") || !strings.Contains(string(text), "could not be read to its end") {
+		t.Errorf("half a model: %.300s, %v", text, err)
 	}
 	for _, kind := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json-patch+json", "nonsense;;"} {
 		s.want(s.ask("POST", execs, good, "Content-Type", kind), 415, "send application/json")

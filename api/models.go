@@ -220,7 +220,7 @@ const mostModel = 64 << 20
 
 func (s *Server) importModel(c echo.Context) error {
 	r := c.Request()
-	file, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, mostModel))
+	file, err := readBody(c, mostModel)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ and carries out its commands if agent.act is true.`,
 				return err
 			}
 			defer b.Close()
-			log.Info("agent", "host", credentials.Host, "bus", c.Agent.Bus, "act", c.Agent.Act, "version", a.version)
+			log.Info("agent", "host", credentials.Host, "bus", bus.Redacted(c.Agent.Bus), "act", c.Agent.Act, "version", a.version)
 			return agent.RunHost(cmd.Context(), c.Agent, credentials.Host, b, dir.Path, a.version, log)
 		},
 	}

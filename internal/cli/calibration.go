@@ -53,7 +53,7 @@ model.learn_fully and model.retrain_every), default, fast and baseline. Detector
 			if err != nil {
 				return err
 			}
-			if c.hosts < 1 || c.days <= 0 || c.days > 3650 || c.interval < 100*time.Millisecond || c.learn <= 0 || !(c.benign >= 0) {
+			if c.hosts < 1 || !(c.days > 0 && c.days <= 3650) || c.interval < 100*time.Millisecond || c.learn <= 0 || !(c.benign >= 0) {
 				return usageError{errors.New("--hosts, --days, --interval and --learn must be positive, and --benign not negative")}
 			}
 			make, err := c.maker(cfg.Model)

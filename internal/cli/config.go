@@ -31,7 +31,9 @@ func (a *app) configCommand() *cobra.Command {
 			if c.Influx.Token != "" {
 				c.Influx.Token = "(hidden)"
 			}
-			c.Bus.URL = bus.Redacted(c.Bus.URL)
+			for _, address := range []*string{&c.Bus.URL, &c.Agent.Bus, &c.Influx.URL} {
+				*address = bus.Redacted(*address)
+			}
 			data, err := yaml.Marshal(c)
 			if err != nil {
 				return err

@@ -61,8 +61,8 @@ It needs root, and the packages systemd-container, dbus, e2fsprogs, stress-ng an
 				return usageError{errors.New("--out must name a new directory")}
 			case cfg.Runs < 1 || cfg.Runs > 1000 || cfg.Parallel < 1 || cfg.Parallel > 64:
 				return usageError{errors.New("--runs is 1 to 1000 and --parallel 1 to 64")}
-			case cfg.Interval < 100*time.Millisecond || cfg.Calm < 10*cfg.Interval || cfg.Most < 10*cfg.Interval:
-				return usageError{errors.New("--interval is at least 100ms, and --calm and --most are ten of it at least")}
+			case cfg.Interval < 100*time.Millisecond || min(cfg.Calm, cfg.Most)/10 < cfg.Interval || max(cfg.Calm, cfg.Most) > 24*time.Hour:
+				return usageError{errors.New("--interval is at least 100ms, and --calm and --most are ten of it at least, and 24h at most")}
 			}
 			var err error
 			if cfg.Program, err = os.Executable(); err != nil {

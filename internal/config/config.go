@@ -332,7 +332,7 @@ func Default() Config {
 }
 
 // maxConfig bounds a configuration file, in bytes.
-const maxConfig = 8 << 20
+const maxConfig = 2 << 20
 
 // Load reads a file over the defaults, and the policy from its own file if there is
 // one. An empty path gives the defaults.
@@ -368,7 +368,8 @@ func Load(path string) (Config, error) {
 // Parse reads YAML over what c has, and checks the result.
 func (c *Config) Parse(data []byte) error {
 	if _, err := decode(data, c); err != nil {
-		return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+		// Without the lines around it, in which there may be a password.
+		return errors.New(strings.TrimSpace(yaml.FormatError(err, false, false)))
 	}
 	if err := c.Policy.alone(); err != nil {
 		return err
@@ -426,6 +427,12 @@ func (b *Bus) validate(bad complaint) {
 	if n := b.Replicas; n < 1 || n > 5 || n > 1 && b.URL == "" {
 		bad("bus.replicas: %d: 1 on the embedded bus, 1 to 5 on a cluster", n)
 	}
+	if m := b.SampleMiB; m < 1 || m > 1<<30 {
+		bad("bus.sample_mib: %d is out of range: 1 to %d", m, 1<<30)
+	}
+	if d := b.SampleAge.D(); d < time.Minute {
+		bad("bus.sample_age: %v is too short: at least 1m", d)
+	}
 }
 
 func (i *Influx) validate(bad complaint) {
@@ -434,7 +441,7 @@ func (i *Influx) validate(bad complaint) {
 	}
 	u, err := url.Parse(i.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		bad("influx.url: %q is not an http or https address", i.URL)
+		bad("influx.url is not an http or https address, such as http://127.0.0.1:8086") // it may have a password
 	}
 	if i.Bucket == "" {
 		bad("influx.bucket is missing: name the bucket (2.x), or DATABASE/RETENTION (1.8, for example telemetry/autogen)")
@@ -548,7 +555,10 @@ func (m *Model) validate(bad complaint) {
 	if d := m.Drift; !(d.PSI > 0) || !(d.KS > 0) || !(d.SeriesRatio > 0 && d.SeriesRatio <= 1) || !(d.Calibration > 0) || d.Samples < 1 || d.Window.D() < time.Minute {
 		bad("model.drift: psi, ks and calibration must be over 0, series_ratio in 0..1, samples at least 1 and window at least 1m")
 	}
-	if m.FalseAlarmsPerMonth <= 0 {
-		bad("model.false_alarms_per_month: %v must be more than 0", m.FalseAlarmsPerMonth)
+	if n := m.FalseAlarmsPerMonth; !(n > 0 && n <= 1e6) {
+		bad("model.false_alarms_per_month: %v must be more than 0, and at most 1e6", n)
+	}
+	if d := m.Horizon.D(); d < time.Minute || d > 365*24*time.Hour {
+		bad("model.horizon: %v is out of range: 1m to 8760h", d)
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -49,6 +50,31 @@ func TestAFileThatSaysNothingLeavesTheDefaults(t *testing.T) {
 	}
 }
 
+// What stands around a mistake may be a password.
+func TestErrorsHaveNoSecrets(t *testing.T) {
+	for _, text := range []string{
+		"influx:\n  token: s3cret\n  buckt: x\n", "influx: {token: [s3cret]}", "influx:\n  token: s3cret\n\tbucket: x\n",
+		"bus: {url: \"nats://u:s3cret@h\", x: 1}", "influx: {bucket: b, url: \"ht!tp://u:s3cret@h\"}",
+	} {
+		c := Default()
+		if err := c.Parse([]byte(text)); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// Eight lines can name a hundred million values.
+func TestAliasesAreCounted(t *testing.T) {
+	text := "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+	for i := range 7 {
+		text += fmt.Sprintf("a%d: &a%[1]d [%s*a%d]\n", i+1, strings.Repeat(fmt.Sprintf("*a%d,", i), 9), i)
+	}
+	c := Default()
+	if err := c.Parse([]byte(text + "agent: {include: *a7}\n")); err == nil || !strings.Contains(err.Error(), "more than 200000 keys and values") {
+		t.Error(err)
+	}
+}
+
 func TestMistakesAreNamed(t *testing.T) {
 	for _, c := range []struct{ name, file, want string }{
 		{"unknown key", "agent: {intervall: 1s}", "intervall"},
@@ -61,6 +87,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"replicas on one machine", "bus: {replicas: 3}", "bus.replicas"},
 		{"interval too short", "agent: {interval: 1ms}", "out of range"},
 		{"little to learn failures from", "model: {train_range_failure: 1m}", "train_range_failure"},
+		{"no number of alarms", "model: {false_alarms_per_month: .nan}", "model.false_alarms_per_month"},
+		{"no horizon", "model: {horizon: 0s}", "model.horizon"},
+		{"samples without a bound", "bus: {sample_mib: -1}", "bus.sample_mib"},
+		{"samples for no time", "bus: {sample_age: 0s}", "bus.sample_age"},
 		{"no distance", "model: {drift: {ks: 0}}", "model.drift"},
 		{"a measure that there is not", "model: {drift: {kuiper: 0.2}}", "kuiper"},
 		{"unknown detector", "model: {detector: best}", "default or fast"},

@@ -19,6 +19,9 @@ import (
 // and a running control plane reads policy files.
 const mostDepth = 100
 
+// mostParts bounds the keys, values and pairs of them in a file.
+const mostParts = 200_000
+
 // decode reads one YAML document over what the struct has. Errors have the line, but for those
 // of the file as a whole. The file is nil where there is nothing to read.
 func decode(data []byte, into any) (*ast.File, error) {
@@ -36,6 +39,10 @@ func decode(data []byte, into any) (*ast.File, error) {
 	if len(file.Docs) == 0 || file.Docs[0].Body == nil || file.Docs[0].Body.Type() == ast.CommentType {
 		return nil, nil
 	}
+	c := &counter{anchors: make(map[string]int)}
+	if ast.Walk(c, file.Docs[0]); c.n > mostParts {
+		return nil, fmt.Errorf("the file has more than %d keys and values, its aliases (*) replaced by what they name", mostParts)
+	}
 	err = yaml.UnmarshalWithOptions(data, into, yaml.Strict())
 	if wrong, ok := errors.AsType[*yaml.TypeError](err); ok {
 		return nil, wrongAt(wrong.Token, fmt.Sprintf("%s stands here, it must be %s", kindInWords(wrong.SrcType), kindInWords(wrong.DstType)))
@@ -47,6 +54,30 @@ func decode(data []byte, into any) (*ast.File, error) {
 		err = whole(file.Docs[0].Body, reflect.TypeOf(into).Elem())
 	}
 	return file, err
+}
+
+// counter counts the parts of a document with its aliases replaced by what they name, up to
+// mostParts and one: a few aliases of aliases are worth millions.
+type counter struct {
+	n       int
+	anchors map[string]int
+}
+
+func (c *counter) add(n int) { c.n = min(c.n+n, mostParts+1) }
+
+func (c *counter) Visit(node ast.Node) ast.Visitor {
+	c.add(1)
+	switch n := node.(type) {
+	case *ast.AliasNode:
+		c.add(c.anchors[n.Value.GetToken().Value])
+	case *ast.AnchorNode:
+		inside := &counter{anchors: c.anchors}
+		ast.Walk(inside, n.Value)
+		c.anchors[n.Name.GetToken().Value] = inside.n
+		c.add(inside.n)
+		return nil
+	}
+	return c
 }
 
 func wrongAt(at *token.Token, text string) error {
