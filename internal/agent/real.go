@@ -105,6 +105,9 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 		log.Error("samples cannot be kept on disk; they wait in memory while the bus is away", "err", err)
 	} else {
 		defer kept.Close()
+		if n := kept.CutOff(); n > 0 {
+			log.Warn("samples on disk were torn, as by a crash, or damaged: from there on, what was in their file is lost", "bytes", n)
+		}
 	}
 	ctx, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup

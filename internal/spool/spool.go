@@ -43,6 +43,7 @@ type Spool struct {
 	segments []*segment // oldest first
 	tail     *os.File   // of the last segment, nil before the first append
 	next     uint64
+	cutOff   int64
 }
 
 type segment struct {
@@ -75,10 +76,11 @@ func Open(dir string, limit int64) (*Spool, error) {
 		if !ok || err != nil || len(text) != 16 {
 			continue
 		}
-		one, err := scan(filepath.Join(dir, e.Name()), number)
+		one, cutOff, err := scan(filepath.Join(dir, e.Name()), number)
 		if err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
 		}
+		s.cutOff += cutOff
 		s.segments = append(s.segments, one)
 		s.next = number + 1
 	}
@@ -87,11 +89,15 @@ func Open(dir string, limit int64) (*Spool, error) {
 	return s, nil
 }
 
-// scan counts the whole records of a segment and cuts off what follows them.
-func scan(path string, number uint64) (*segment, error) {
+// CutOff is how many bytes were cut off when the queue was opened: what follows a record that is torn,
+// as a crash leaves it, or damaged.
+func (s *Spool) CutOff() int64 { return s.cutOff }
+
+// scan counts the whole records of a segment and cuts off what follows them, so many bytes.
+func scan(path string, number uint64) (*segment, int64, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	one := &segment{number: number}
 	for rest := data; ; {
@@ -103,10 +109,10 @@ func scan(path string, number uint64) (*segment, error) {
 		one.bytes += headerBytes + int64(len(record))
 		rest = after
 	}
-	if one.bytes < int64(len(data)) {
-		return one, os.Truncate(path, one.bytes)
+	if after := int64(len(data)) - one.bytes; after > 0 {
+		return one, after, os.Truncate(path, one.bytes)
 	}
-	return one, nil
+	return one, 0, nil
 }
 
 func cut(data []byte) (record, rest []byte, ok bool) {
@@ -114,7 +120,7 @@ func cut(data []byte) (record, rest []byte, ok bool) {
 		return nil, nil, false
 	}
 	n, sum := binary.LittleEndian.Uint32(data), binary.LittleEndian.Uint32(data[4:])
-	if n > MaxRecord || int(n) > len(data)-headerBytes {
+	if n == 0 || n > MaxRecord || int(n) > len(data)-headerBytes {
 		return nil, nil, false
 	}
 	record = data[headerBytes : headerBytes+int(n)]
@@ -209,8 +215,8 @@ func (s *Spool) Bytes() int64 {
 func (s *Spool) Append(records ...[]byte) (dropped int, err error) {
 	var data []byte
 	for _, r := range records {
-		if len(r) > MaxRecord {
-			return 0, fmt.Errorf("spool: a record of %d bytes, at most %d are possible", len(r), MaxRecord)
+		if len(r) == 0 || len(r) > MaxRecord {
+			return 0, fmt.Errorf("spool: a record of %d bytes, 1 to %d are possible", len(r), MaxRecord)
 		}
 		data = binary.LittleEndian.AppendUint32(data, uint32(len(r)))
 		data = binary.LittleEndian.AppendUint32(data, crc32.Checksum(r, castagnoli))

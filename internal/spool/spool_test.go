@@ -133,7 +133,21 @@ func TestTornAtEveryByte(t *testing.T) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want(t, open(t, dir, 10<<20), 0, 3)
+	s = open(t, dir, 10<<20)
+	want(t, s, 0, 3)
+	if s.CutOff() != int64(len(data))-whole {
+		t.Errorf("%d bytes are said to be cut off, not %d", s.CutOff(), int64(len(data))-whole)
+	}
+	s.Close()
+	// Zeros, as a file system leaves them in a crash, are no records.
+	if err := os.WriteFile(path, append(data[:whole:whole], make([]byte, 4096)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, 10<<20)
+	want(t, s, 0, 3)
+	if s.CutOff() != 4096 {
+		t.Errorf("%d zeros are said to be cut off", s.CutOff())
+	}
 }
 
 // TestDiskFull uses a file system of its own that is too small.
@@ -181,6 +195,9 @@ func TestRefusals(t *testing.T) {
 	s := open(t, t.TempDir(), 4*leastSegment)
 	if _, err := s.Append(make([]byte, MaxRecord+1)); err == nil {
 		t.Error("a record that is too large")
+	}
+	if _, err := s.Append(nil); err == nil {
+		t.Error("a record of nothing")
 	}
 	if _, err := s.Append(make([]byte, 5*leastSegment)); err == nil || s.Len() != 0 {
 		t.Error("a record that never fits")
