@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,6 +76,11 @@ It needs root, and the packages systemd-container, dbus, e2fsprogs, stress-ng an
 			cfg.Source = fmt.Sprintf("tardigrade %s dataset record --faults %s --runs %d --parallel %d --calm %v --most %v --interval %v; %s, %d CPUs",
 				a.version, strings.Join(kinds, ","), cfg.Runs, cfg.Parallel, cfg.Calm, cfg.Most, cfg.Interval, kernel(), runtime.NumCPU())
 			cfg.Progress = func(text string) { fmt.Fprintln(cmd.ErrOrStderr(), text) }
+			// Its hosts, mounts and control groups are taken away in the end, which takes seconds: a second
+			// signal must not end the program before.
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
+			defer signal.Stop(again)
 			m, faults, err := record.Run(cmd.Context(), cfg, out)
 			if err != nil {
 				return err

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 )
 
@@ -58,7 +59,8 @@ func Enroll(dataDir string, host fleet.HostID) (Credentials, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return c, fmt.Errorf("enroll %s: %w", host, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, string(host)), []byte(checksum(c.Token)+"\n"), 0o600); err != nil {
+	// Where that fails, the earlier credentials stay good.
+	if err := datadir.WriteFile(filepath.Join(dir, string(host)), []byte(checksum(c.Token)+"\n")); err != nil {
 		return c, fmt.Errorf("enroll %s: %w", host, err)
 	}
 	return c, nil
