@@ -43,6 +43,9 @@ type Config struct {
 	Bins int
 	// FeatureShare is which share of the features, drawn for each tree, it may use; 0 means all.
 	FeatureShare float64
+	// Monotone says of each feature whether more of it may only raise the probability (1),
+	// only lower it (-1), or do either (0). Nil leaves all of them free.
+	Monotone []int8
 	// Seed decides what is drawn at random.
 	Seed uint64
 	// Features names the columns; a model refuses rows of others by it. Nil stands for f0, f1 …
@@ -326,6 +329,13 @@ func (c *Config) complete(rows, features int) error {
 		return fmt.Errorf("boosted trees: a share of %v of the features: it must be above 0 and at most 1", c.FeatureShare)
 	case !(c.L2 >= 0) || math.IsInf(c.L2, 0):
 		return fmt.Errorf("boosted trees: an L2 of %v: it must be 0 or more", c.L2)
+	case c.Monotone != nil && len(c.Monotone) != features:
+		return fmt.Errorf("boosted trees: %d monotone constraints for %d features", len(c.Monotone), features)
+	}
+	for i, v := range c.Monotone {
+		if v < -1 || v > 1 {
+			return fmt.Errorf("boosted trees: the monotone constraint of feature %d is %d, it must be -1, 0 or 1", i, v)
+		}
 	}
 	if c.Features == nil {
 		for i := range features {

@@ -260,6 +260,44 @@ func TestSharesAreShapleyValues(t *testing.T) {
 	}
 }
 
+func TestMonotoneFeaturesAre(t *testing.T) {
+	c := Config{Trees: 40, Monotone: make([]int8, 38)}
+	c.Monotone[0], c.Monotone[4], c.Monotone[6], c.Monotone[20] = 1, 1, 1, -1
+	d := wide(10_000, 1)
+	m := learn(t, d, c)
+	free := learn(t, d, Config{Trees: 40})
+	falls := 0
+	for _, x := range wide(50, 9).X {
+		for f, direction := range c.Monotone {
+			if direction == 0 {
+				continue
+			}
+			x := slices.Clone(x)
+			last, lastFree := math.Inf(-1), math.Inf(-1)
+			for v := -4.0; v <= 4; v += 0.05 {
+				x[f] = v * float64(direction)
+				if p := m.Raw(x); p < last-1e-12 {
+					t.Fatalf("feature %d: the score falls from %v to %v at %v", f, last, p, x[f])
+				} else {
+					last = p
+				}
+				if p := free.Raw(x); p < lastFree-1e-12 {
+					falls++
+					lastFree = p
+				} else {
+					lastFree = p
+				}
+			}
+		}
+	}
+	if falls == 0 {
+		t.Error("without constraints nothing falls: this test shows nothing")
+	}
+	if auc, _ := quality(t, m, wide(5000, 2)); auc < 0.7 {
+		t.Errorf("AUC %.3f", auc)
+	}
+}
+
 func TestLeavesAreAsLargeAsAskedFor(t *testing.T) {
 	d := wide(3000, 1)
 	m := learn(t, d, Config{Trees: 10, MinLeaf: 50, Leaves: 200})
@@ -338,6 +376,7 @@ func TestDataThatNothingCanBeLearnedFrom(t *testing.T) {
 		"trees":            {good, Config{Trees: -1}, "-1 trees"},
 		"leaves":           {good, Config{Leaves: 1}, "1 leaves"},
 		"rate":             {good, Config{Rate: math.NaN()}, "rate of NaN"},
+		"constraints":      {good, Config{Monotone: []int8{1}}, "1 monotone"},
 		"names":            {good, Config{Features: []string{"a"}}, "1 names"},
 	} {
 		_, err := Train(t.Context(), c.d, c.c)

@@ -40,6 +40,7 @@ type leaf struct {
 	from, to   int // rows
 	depth      int
 	hist       histogram
+	low, high  float64 // what monotone constraints leave possible
 	best       split
 	splittable bool
 }
@@ -49,6 +50,7 @@ type split struct {
 	feature     int
 	bin         uint8 // the last on the left
 	missingLeft bool
+	left, right float64 // what the children would answer
 }
 
 type trainer struct {
@@ -205,7 +207,7 @@ func (h histogram) less(child histogram) {
 // grow returns the next tree, nil where no split gains anything, and adds it to the raw scores.
 func (t *trainer) grow() (tree []node, depth int) {
 	t.draw()
-	root := &leaf{to: len(t.rows), hist: t.histogram()}
+	root := &leaf{to: len(t.rows), low: math.Inf(-1), high: math.Inf(1), hist: t.histogram()}
 	t.fill(root.hist, t.rows)
 	t.search(root)
 	tree = append(tree, node{feature: -1})
@@ -260,7 +262,7 @@ func (t *trainer) grow() (tree []node, depth int) {
 				w += t.w[i]
 			}
 		}
-		v := t.c.Rate * (-g / (h + t.c.L2 + 1e-12))
+		v := t.c.Rate * min(max(-g/(h+t.c.L2+1e-12), l.low), l.high)
 		tree[l.at].value, tree[l.at].cover = v, w
 		for _, i := range rows {
 			t.raw[i] += v
@@ -328,8 +330,15 @@ func (t *trainer) split(l *leaf) (a, b *leaf) {
 	}
 	copy(rows[left:], swap[:other])
 	middle := l.from + left
-	a = &leaf{from: l.from, to: middle, depth: l.depth + 1}
-	b = &leaf{from: middle, to: l.to, depth: l.depth + 1}
+	a = &leaf{from: l.from, to: middle, depth: l.depth + 1, low: l.low, high: l.high}
+	b = &leaf{from: middle, to: l.to, depth: l.depth + 1, low: l.low, high: l.high}
+	if m := (s.left + s.right) / 2; t.c.Monotone != nil && t.c.Monotone[s.feature] != 0 {
+		if t.c.Monotone[s.feature] > 0 {
+			a.high, b.low = m, m
+		} else {
+			a.low, b.high = m, m
+		}
+	}
 	return a, b
 }
 
@@ -377,6 +386,13 @@ func (t *trainer) search(l *leaf) {
 		hole := int64(0)
 		if t.b.holes[f] {
 			hole = h[missingBin]
+		}
+		if t.c.Monotone != nil {
+			t.scanBounded(l, f, h[:bins], 0, total, hole != 0)
+			if hole != 0 {
+				t.scanBounded(l, f, h[:bins], hole, total, true)
+			}
+			continue
 		}
 		t.scan(l, f, h[:bins], 0, total, hole != 0)
 		if hole != 0 {
@@ -438,5 +454,50 @@ func (t *trainer) scan(l *leaf, feature int, h []int64, sum, total int64, holes 
 			left += v & p.nMask
 		}
 		l.best.missingLeft = left*2 > total&p.nMask
+	}
+}
+
+// scanBounded is scan where some features are monotone: what a child answers is bounded,
+// and the gain is what those answers gain (as in scikit-learn).
+func (t *trainer) scanBounded(l *leaf, feature int, h []int64, sum, total int64, holes bool) {
+	p := t.pack
+	missingLeft := sum != 0
+	least := int64(t.c.MinLeaf)
+	all := total & p.nMask
+	allH, allG := float64(total>>p.h&p.hMask)/p.hScale, float64(total>>p.g)/p.gScale
+	answer := func(g, h float64) (value, loss float64) {
+		value = min(max(-g/(h+t.c.L2), l.low), l.high)
+		return value, 2*g*value + (h+t.c.L2)*value*value
+	}
+	_, now := answer(allG, allH)
+	direction := float64(t.c.Monotone[feature])
+	if !holes && len(h) > 0 {
+		h = h[:len(h)-1]
+	}
+	for k, v := range h {
+		if v == 0 {
+			continue
+		}
+		sum += v
+		n := sum & p.nMask
+		if n < least || all-n < least {
+			continue
+		}
+		lh, lg := float64(sum>>p.h&p.hMask)/p.hScale, float64(sum>>p.g)/p.gScale
+		rh, rg := allH-lh, allG-lg
+		if lh < leastHessian || rh < leastHessian {
+			continue
+		}
+		a, lossA := answer(lg, lh)
+		b, lossB := answer(rg, rh)
+		if direction*(b-a) < 0 {
+			continue
+		}
+		if gain := now - lossA - lossB; gain > l.best.gain+1e-9*math.Abs(now) {
+			l.best = split{gain: gain, feature: feature, bin: uint8(k), missingLeft: missingLeft, left: a, right: b}
+			if !holes {
+				l.best.missingLeft = n*2 > all
+			}
+		}
 	}
 }
