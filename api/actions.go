@@ -123,7 +123,7 @@ func (s *Server) bundle(c echo.Context) error {
 		return err
 	}
 	if e.Bundle == "" {
-		return ErrNotFound.Errorf("execution %s has no diagnostics: Phase 2 did not run", e.ID)
+		return ErrNotFound.Errorf("execution %s has no diagnostics, which are made where a service does not come back", e.ID)
 	}
 	r, err := s.cfg.Fleet.Bundle(c.Request().Context(), e)
 	if err != nil {
@@ -150,7 +150,7 @@ func (s *Server) rootCause(c echo.Context) error {
 		return err
 	}
 	if e.Bundle == "" {
-		return ErrNotFound.Errorf("execution %s has no diagnostics: Phase 2 did not run", e.ID)
+		return ErrNotFound.Errorf("execution %s has no diagnostics, which are made where a service does not come back", e.ID)
 	}
 	cause, text, err := s.cfg.Fleet.RootCause(c.Request().Context(), e)
 	if err != nil {

@@ -37,9 +37,8 @@ type Point struct {
 	Value float64   `json:"value"`
 }
 
-// Event is a change: Kind is host, prediction, recommendation, execution, freeze, model, job
-// or incident, and
-// Data the record as its own route shows it, on one line.
+// Event is a change: Kind is host, host.removed, prediction, recommendation, execution, freeze,
+// cordon, model, drift, job or incident, and Data the record as its own route shows it, on one line.
 type Event struct {
 	Kind string
 	ID   string
@@ -50,6 +49,8 @@ type Event struct {
 type Hosts interface {
 	Hosts(ctx context.Context) ([]HostView, error)
 	Host(ctx context.Context, id fleet.HostID) (HostView, error)
+	// RemoveHost forgets a host that is silent. who is the caller.
+	RemoveHost(ctx context.Context, id fleet.HostID, who string) (HostView, error)
 }
 
 // Cordons keep VMs from being moved to hosts. who is the caller.

@@ -233,6 +233,23 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("frozen: %+v", f)
 		}
 	})
+	t.Run("a host that falls silent, is cordoned, and removed", func(t *testing.T) {
+		s := newSite(t)
+		p := open(t, b, s)
+		defer p.close()
+		p.sees("#link", "live")
+		silent := prediction(simHost, true)
+		silent.State = fleet.PredictionStale
+		s.fake.emit("prediction", simHost, silent)
+		p.sees("#hosts .badge", "silent since")
+		p.sees("#summary .failing", "silent")
+		s.fake.emit("cordon", simHost, fleet.Cordon{Host: simHost, By: "ann", Reason: "new memory"})
+		p.sees("#hosts .badge", "cordoned")
+		s.fake.emit("cordon", simHost, fleet.Cordon{Host: simHost, Lifted: epoch})
+		p.await("it is cordoned no more", `![...document.querySelectorAll("#hosts .badge")].some((e) => e.textContent === "cordoned")`)
+		s.fake.emit("host.removed", simHost, fleet.Host{ID: simHost})
+		p.gone("#host-" + simHost)
+	})
 	t.Run("act on a host", func(t *testing.T) {
 		s := newSite(t)
 		p := open(t, b, s)

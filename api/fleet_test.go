@@ -321,6 +321,10 @@ func (f *fake) RetryDeadLetter(ctx context.Context, id, _ string) error {
 	return err
 }
 
+func (f *fake) RemoveHost(ctx context.Context, id fleet.HostID, who string) (HostView, error) {
+	return f.Host(ctx, id)
+}
+
 func (f *fake) Cordon(_ context.Context, host fleet.HostID, reason, who string) (fleet.Cordon, error) {
 	defer f.lock()()
 	i := slices.IndexFunc(f.hosts, func(h HostView) bool { return h.ID == host })

@@ -47,8 +47,8 @@ test("lines", () => {
 });
 
 test("what needs eyes comes first", () => {
-  const hosts = [{ id: "b", simulated: true }, { id: "z", simulated: false }, { id: "a", simulated: true }, { id: "c", simulated: true, prediction: { anomalous: true } }];
-  assert.deepEqual(ranked(hosts).map((h) => h.id), ["c", "z", "a", "b"]);
+  const hosts = [{ id: "b", simulated: true }, { id: "z", simulated: false }, { id: "a", simulated: true }, { id: "c", simulated: true, prediction: { anomalous: true } }, { id: "y", simulated: true, prediction: { state: "stale", anomalous: true } }];
+  assert.deepEqual(ranked(hosts).map((h) => h.id), ["y", "c", "z", "a", "b"]);
   assert.equal(hosts[0].id, "b");
 });
 

@@ -62,6 +62,7 @@ func New(cfg Config) (*Server, error) {
 	}, view)
 	g.GET("/hosts", s.hosts, view)
 	g.GET("/hosts/:id", s.host, view)
+	g.DELETE("/hosts/:id", s.removeHost, s.allow(RoleAdmin))
 	g.GET("/hosts/:id/prediction", s.prediction, view)
 	g.GET("/hosts/:id/telemetry", s.telemetry, view)
 	g.POST("/hosts/:id/cordon", s.cordon, operate)
@@ -269,6 +270,14 @@ func (s *Server) host(c echo.Context) error {
 		HostView
 		Series []string `json:"series"`
 	}{h, series})
+}
+
+func (s *Server) removeHost(c echo.Context) error {
+	h, err := s.cfg.Fleet.RemoveHost(c.Request().Context(), fleet.HostID(c.Param("id")), c.Get("identity").(Identity).Name)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, h)
 }
 
 func (s *Server) prediction(c echo.Context) error {

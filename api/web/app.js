@@ -61,7 +61,7 @@ function notice(text) {
 // Parts of the page.
 
 const badge = (text, kind = "") => el("span", { class: "badge " + kind }, text);
-const labels = (x) => [x.simulated && badge("simulated", "simulated"), x.dry_run && badge("dry-run", "dry")];
+const labels = (x) => [x.simulated && badge("simulated", "simulated"), x.dry_run && badge("dry-run", "dry"), x.cordon && badge("cordoned", "open")];
 const clock = (t) => el("time", { datetime: t, title: new Date(t).toLocaleString() }, new Date(t).toLocaleTimeString());
 
 function spark(values) {
@@ -81,7 +81,7 @@ function shares(contributions) {
 function condition(h) {
   const p = h.prediction;
   if (!p) return ["waiting", "no sample yet"];
-  if (p.state === "stale") return ["stale", "no sample since " + new Date(p.time).toLocaleTimeString()];
+  if (p.state === "stale") return ["stale", "silent since " + new Date(p.time).toLocaleString()];
   if (p.state === "learning") return ["learning", `learning its normal, ${percent(p.learned)}`];
   return p.anomalous ? ["failing", "failing"] : ["healthy", "healthy"];
 }
@@ -253,7 +253,7 @@ function facts(h) {
   const p = h.prediction;
   const list = (title, items) => (items?.length ? [el("dt", {}, title), el("dd", {}, items.map((t) => el("div", {}, name(cut(t, 300)))))] : []);
   return el("dl", { class: "facts" },
-    list("Condition", [condition(h)[1]]),
+    list("Condition", [condition(h)[1]]), list("Cordoned", h.cordon && [`by ${h.cordon.by}: ${h.cordon.reason}`]),
     list("Evidence", p?.evidence),
     list("Subsystems", p?.subsystems?.filter((s) => s.share >= 0.05).map((s) => `${s.subsystem}: ${percent(s.share)}`)),
     list("Contributions", p?.contributions?.slice(0, 8).map((c) => `${c.series}: ${percent(c.share)}` + (c.value === undefined ? "" : `, now ${quantity(c.series, c.value)}`))),
@@ -365,7 +365,7 @@ function draw() {
   keep($("models"), state.models, (m) => (m.shadow ? "shadow " + m.shadow : m.model.id), (m) => (m.shadow ? shadow(m) : champion(m.model, m.drift)));
   $("models-section").hidden = !state.models.length;
   const figures = [["hosts", all.length, ""], ["failing", all.filter((h) => h.prediction?.anomalous).length, "failing"],
-    ["learning", all.filter((h) => h.prediction?.state === "learning").length, ""], ["to decide", waiting.length, "open"], ["under way", runs.filter((e) => !final.includes(e.state)).length, "open"]];
+    ["silent", all.filter((h) => h.prediction?.state === "stale").length, "failing"], ["learning", all.filter((h) => h.prediction?.state === "learning").length, ""], ["to decide", waiting.length, "open"], ["under way", runs.filter((e) => !final.includes(e.state)).length, "open"]];
   keep($("summary"), figures, (f) => f[0], ([what, n, kind]) => el("div", { class: n ? kind : "" }, el("dt", {}, what), el("dd", {}, n)));
   document.title = (waiting.length ? `(${waiting.length}) ` : "") + "Tardigrade";
 }
@@ -390,6 +390,11 @@ function update(kind, data) {
     if (data.state === "scoring") state.scores.set(data.host, [...(state.scores.get(data.host) ?? []), data.anomaly_score].slice(-shown.scores));
   } else if (kind === "host") {
     state.hosts.set(data.id, { ...state.hosts.get(data.id), ...data });
+  } else if (kind === "host.removed") {
+    state.hosts.delete(data.id);
+  } else if (kind === "cordon") {
+    const h = state.hosts.get(data.host);
+    if (h) state.hosts.set(data.host, { ...h, cordon: data.lifted ? undefined : data });
   } else if (kind === "recommendation" || kind === "execution") {
     const all = state[kind + "s"];
     all.set(data.id, data);

@@ -85,15 +85,15 @@ export function line(points, box, width, height) {
   return points.map(at).join(" ");
 }
 
-// ranked puts failing hosts first, real ones before simulated ones, then by name.
+// ranked puts silent hosts first, then failing ones, real ones before simulated ones, then by name.
 export function ranked(hosts) {
-  const failing = (h) => (h.prediction?.anomalous ? 0 : 1);
-  return [...hosts].sort((a, b) => failing(a) - failing(b) || a.simulated - b.simulated || (a.id < b.id ? -1 : a.id > b.id ? 1 : 0));
+  const rank = (h) => (h.prediction?.state === "stale" ? 0 : h.prediction?.anomalous ? 1 : 2);
+  return [...hosts].sort((a, b) => rank(a) - rank(b) || a.simulated - b.simulated || (a.id < b.id ? -1 : a.id > b.id ? 1 : 0));
 }
 
 // matches tells whether a host has all words of a search.
 export function matches(h, search) {
   const p = h.prediction ?? {};
-  const text = [h.id, h.fault_domain, p.signature, p.culprit, p.state, h.simulated ? "simulated" : "real", h.dry_run ? "dry-run" : "", p.anomalous ? "failing" : "healthy"].join(" ").toLowerCase();
+  const text = [h.id, h.fault_domain, p.signature, p.culprit, p.state, h.simulated ? "simulated" : "real", h.dry_run ? "dry-run" : "", p.state === "stale" ? "silent" : p.anomalous ? "failing" : "healthy", h.cordon ? "cordoned" : ""].join(" ").toLowerCase();
   return search.toLowerCase().split(/\s+/).every((w) => text.includes(w));
 }

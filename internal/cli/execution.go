@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -19,7 +22,7 @@ func (a *app) execution() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "execution",
-		Short: "List executions, start or stop one, or read what its diagnostics conclude",
+		Short: "List executions, show one, start or stop one, or read what its diagnostics conclude",
 		Long: `An execution is one run of an action on a host, through phases: recycle, diagnosis,
 preserving reset, live migration. 'tardigrade policy explain' says what may be executed now.`,
 	}
@@ -27,7 +30,7 @@ preserving reset, live migration. 'tardigrade policy explain' says what may be e
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	one := func(what string, args []string) (string, error) {
 		if len(args) != 1 {
-			return "", usageError{fmt.Errorf("execution %s needs the ID of one execution", what)}
+			return "", usageError{fmt.Errorf("execution %s needs the ID of one execution; 'tardigrade execution list' shows them", what)}
 		}
 		return "/api/v1/executions/" + url.PathEscape(args[0]), nil
 	}
@@ -91,6 +94,24 @@ nothing is done.`,
 	start.Flags().StringVar(&reason, "reason", "", "why, for the audit trail")
 	start.Flags().BoolVar(&dryRun, "dry-run", false, "ask the guard, and do nothing")
 	cmd.AddCommand(list, start, &cobra.Command{
+		Use: "show ID", Short: "Say what an execution did, step by step, and what became of the VMs",
+		Example: `  tardigrade execution show x20260304t120000-0123456789ab`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := one("show", args)
+			if err != nil {
+				return err
+			}
+			var e fleet.Execution
+			if err := c.do(cmd.Context(), http.MethodGet, path, nil, &e); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if machineReadable(asJSON, out) {
+				return json.NewEncoder(out).Encode(e)
+			}
+			return printExecution(out, e)
+		},
+	}, &cobra.Command{
 		Use: "cancel ID", Short: "Stop an execution",
 		Long: `Stop an execution. What that means depends on where it is:
 
@@ -149,4 +170,46 @@ and JSON otherwise. The evidence itself is in the bundle of the execution.`,
 		},
 	})
 	return cmd
+}
+
+func printExecution(out io.Writer, e fleet.Execution) error {
+	fmt.Fprintf(out, "%s on %s: %s, begun %s", e.Action, e.Host, e.State, e.Created.Format(time.RFC3339))
+	if !e.Ended.IsZero() {
+		fmt.Fprintf(out, ", ended %s", e.Ended.Format(time.RFC3339))
+	}
+	fmt.Fprintf(out, "\nasked for by %s: %s\n", e.RequestedBy, e.Reason)
+	for _, l := range []struct{ what, text string }{{"outcome", e.Outcome}, {"cancelled by", e.CancelledBy}, {"recommendation", e.Recommendation}} {
+		if l.text != "" {
+			fmt.Fprintf(out, "%s: %s\n", l.what, l.text)
+		}
+	}
+	fmt.Fprintln(out)
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "PHASE\tSTEP\tATTEMPT\tSTATE\tTOOK\tDETAIL")
+	for _, s := range e.Steps {
+		took := ""
+		if !s.Ended.IsZero() {
+			took = s.Ended.Sub(s.Started).Round(time.Millisecond).String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", s.Phase, s.Name, s.Attempt, s.State, took, s.Detail)
+	}
+	if len(e.GuestsBefore) > 0 {
+		fmt.Fprintln(w, "\nVM\tAFTER\tALIVE\tLARGEST GAP\tON HOST")
+	}
+	for _, g := range e.GuestsBefore {
+		i := slices.IndexFunc(e.GuestsAfter, func(after fleet.GuestReport) bool { return after.ID == g.ID })
+		if i < 0 {
+			fmt.Fprintf(w, "%s\tnot counted\n", g.ID)
+			continue
+		}
+		after := e.GuestsAfter[i]
+		fmt.Fprintf(w, "%s\t%s\t%v\t%.3g s\t%s\n", g.ID, after.State, after.Alive, after.MaxGapSeconds, cmp.Or(after.Host, e.Host))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if e.Bundle != "" {
+		fmt.Fprintf(out, "'tardigrade execution diagnosis %s' says what may have been the cause\n", e.ID)
+	}
+	return nil
 }

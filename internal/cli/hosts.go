@@ -21,12 +21,12 @@ func (a *app) host() *cobra.Command {
 	c := &client{}
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "host", Short: "List the hosts, or say what is known of one",
+		Use: "host", Short: "List the hosts, say what is known of one, or remove one",
 	}
 	c.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the hosts, the most probable to fail first", Args: noArgs,
+		Use: "list", Short: "List the hosts, silent ones first, then the most probable to fail", Args: noArgs,
 		Example: `  tardigrade host list
   tardigrade host list --json | jq '.[] | select(.prediction.anomalous) | .id'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,7 +45,7 @@ func (a *app) host() *cobra.Command {
 			fmt.Fprintln(w, "HOST\tFAULT DOMAIN\tVMS\tLAST SEEN\tSCORE\tFAILS\tSIGNATURE\tREMARKS")
 			for _, h := range all.Hosts {
 				score, fails, signature := "", "", ""
-				if p := h.Prediction; p != nil {
+				if p := h.Prediction; p != nil && p.State != fleet.PredictionStale {
 					score, fails, signature = fmt.Sprintf("%.1f", p.AnomalyScore), fmt.Sprintf("%.0f %%", 100*p.FailureProbability), string(p.Signature)
 					if p.State == fleet.PredictionLearning {
 						score, fails, signature = "", "", fmt.Sprintf("learning, %.0f %%", 100*p.Learned)
@@ -73,14 +73,39 @@ func (a *app) host() *cobra.Command {
 			printHost(out, h)
 			return nil
 		},
+	}, &cobra.Command{
+		Use: "remove HOST", Short: "Take a host out of the fleet that is there no more",
+		Long: `Take a host out of the fleet that is there no more: its credentials, what was learned of it and
+its cordon go with it, and it no longer counts among the hosts that must be healthy. Stop its
+agent first; the control plane refuses while the host is heard of. To bring it back, enroll it
+anew ('tardigrade agent enroll'). What was done to it stays in the lists and the audit trail.`,
+		Example: `  tardigrade host remove rack3-host12`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{fmt.Errorf("%s needs the name of one host; 'tardigrade host list' shows them", cmd.CommandPath())}
+			}
+			var h api.HostView
+			if err := c.do(cmd.Context(), http.MethodDelete, "/api/v1/hosts/"+url.PathEscape(args[0]), nil, &h); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if machineReadable(asJSON, out) {
+				return json.NewEncoder(out).Encode(h)
+			}
+			fmt.Fprintf(out, "host %s is removed\n", h.ID)
+			return nil
+		},
 	})
 	return cmd
 }
 
 func byConcern(a, b api.HostView) int {
 	fails := func(h api.HostView) float64 {
-		if h.Prediction == nil {
+		switch {
+		case h.Prediction == nil:
 			return 0
+		case h.Prediction.State == fleet.PredictionStale:
+			return 2 // more than any probability
 		}
 		return h.Prediction.FailureProbability
 	}
@@ -95,6 +120,11 @@ func byConcern(a, b api.HostView) int {
 
 func remarks(h api.HostView) []string {
 	var out []string
+	if p := h.Prediction; p == nil {
+		out = append(out, "no sample since the control plane's start")
+	} else if p.State == fleet.PredictionStale {
+		out = append(out, "silent: its last sample is of "+p.Time.Format(time.RFC3339))
+	}
 	if h.Simulated {
 		out = append(out, "simulated")
 	}
@@ -102,7 +132,7 @@ func remarks(h api.HostView) []string {
 		out = append(out, "only watched")
 	}
 	if h.Cordon != nil {
-		out = append(out, "cordoned")
+		out = append(out, "cordoned: "+h.Cordon.Reason)
 	}
 	return out
 }
@@ -122,9 +152,13 @@ func printHost(out io.Writer, h api.HostView) {
 }
 
 func printPrediction(out io.Writer, p fleet.Prediction) {
-	if p.State == fleet.PredictionLearning {
+	switch p.State {
+	case fleet.PredictionLearning:
 		fmt.Fprintf(out, "its normal is being learned: %.0f %%\n", 100*p.Learned)
-	} else {
+	case fleet.PredictionStale:
+		fmt.Fprintf(out, "what was seen last, at %s:\n", p.Time.Format(time.RFC3339))
+		fallthrough
+	default:
 		fmt.Fprintf(out, "anomaly score %.1f by %s\n", p.AnomalyScore, p.Model)
 	}
 	if p.Signature != fleet.SignatureNone {

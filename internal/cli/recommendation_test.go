@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
@@ -24,7 +25,7 @@ func TestTheClientKnowsItsServer(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		fmt.Fprint(w, `{"hosts":[{"id":"b","prediction":{"failure_probability":0.1}},{"id":"a"},{"id":"c","prediction":{"failure_probability":0.9}}]}`)
+		fmt.Fprint(w, `{"hosts":[{"id":"b","prediction":{"failure_probability":0.1}},{"id":"a"},{"id":"c","prediction":{"failure_probability":0.9}},{"id":"d","prediction":{"state":"stale"}}]}`)
 	}))
 	defer s.Close()
 	dir := t.TempDir()
@@ -39,7 +40,7 @@ func TestTheClientKnowsItsServer(t *testing.T) {
 	token := write("token", []byte("s3cret\n"))
 	out, err := run(t, "host", "list", "--server", s.URL, "--ca", ca, "--token-file", token)
 	var hosts []fleet.Host
-	if err != nil || json.Unmarshal([]byte(out), &hosts) != nil || len(hosts) != 3 || hosts[0].ID != "c" || hosts[1].ID != "b" {
+	if err != nil || json.Unmarshal([]byte(out), &hosts) != nil || len(hosts) != 4 || hosts[0].ID != "d" || hosts[1].ID != "c" || hosts[2].ID != "b" {
 		t.Errorf("%v: %s", err, out)
 	}
 	for name, c := range map[string]struct {
@@ -137,8 +138,17 @@ func TestATextThatAPersonReads(t *testing.T) {
 	if err := printRecommendation(&b, r); err != nil {
 		t.Fatal(err)
 	}
+	if err := printExecution(&b, fleet.Execution{
+		ID: "x1", Host: "h1", Action: fleet.ActionRecycle, State: fleet.ExecutionHandedOver, RequestedBy: "ann", Reason: "it hangs", Outcome: "storage-agent.service did not come back", Bundle: "b1",
+		Steps:        []fleet.Step{{Phase: fleet.PhaseRecycle, Name: "storage-agent.service", Attempt: 2, State: fleet.StepFailed, Detail: "connection refused"}},
+		GuestsBefore: []fleet.GuestReport{{VM: fleet.VM{ID: "vm1"}}, {VM: fleet.VM{ID: "vm2"}}}, GuestsAfter: []fleet.GuestReport{{VM: fleet.VM{ID: "vm1", State: "running"}, Alive: true, MaxGapSeconds: 0.02}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	printHost(&b, api.HostView{Host: fleet.Host{ID: "h3"}, Prediction: &fleet.Prediction{State: fleet.PredictionStale, Time: time.Date(2026, 3, 4, 3, 0, 0, 0, time.UTC)}})
 	printHost(&b, api.HostView{Host: fleet.Host{ID: "h2", DryRun: true, Units: []string{"libvirtd.service"}}, Prediction: &fleet.Prediction{State: fleet.PredictionLearning, Learned: 0.15, Signature: fleet.SignatureNone}, Cordon: &fleet.Cordon{}})
 	for _, want := range []string{"recycle on h1: pending", "the storage agent leaks", "memory-leak of storage-agent.service", "within 1h0m0s with probability 0.80", "its memory grows", "60 % memory_used_ratio (now 0.97)", "12.5 VM-s", "90 %", "not possible", "no target",
+		"recycle on h1: handed-over", "asked for by ann: it hangs", "did not come back", "connection refused", "vm1  running  true", "0.02 s", "vm2  not counted", "execution diagnosis x1", "h3, 0 VMs", "silent: its last sample is of 2026-03-04T03:00:00Z",
 		"h2, 0 VMs", "only watched", "cordoned", "in order: libvirtd.service", "being learned: 15 %"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, b.String())

@@ -55,7 +55,7 @@ func (c *cordons) ended(ctx context.Context, e fleet.Execution) {
 	case emptied(e):
 		reason = "its VMs were moved away: " + e.Reason
 	case e.State == fleet.ExecutionHandedOver, e.State == fleet.ExecutionDegraded:
-		reason = "a person was called: " + e.Outcome
+		reason = fmt.Sprintf("a person was called: %s (%s)", e.Outcome, e.Reason)
 	}
 	if reason == "" || time.Since(e.Ended) > triedFor {
 		return

@@ -98,6 +98,14 @@ func (t *tokens) grant(host fleet.HostID) string {
 	return token
 }
 
+// revoke ends what a host was enrolled with.
+func (t *tokens) revoke(host fleet.HostID) error {
+	if err := os.Remove(filepath.Join(t.dir, string(host))); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 func (t *tokens) check(host fleet.HostID, token string) bool {
 	sum := checksum(token)
 	t.mu.Lock()

@@ -88,10 +88,26 @@ func (h *hosts) counted(id fleet.HostID) time.Time {
 	return h.told[id]
 }
 
-// sampled notes that a sample of the host came in.
+// remove takes a host out of the inventory; its agent makes it join again.
+func (h *hosts) remove(ctx context.Context, id fleet.HostID) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.table.Delete(ctx, string(id)); err != nil {
+		return err
+	}
+	delete(h.seen, id)
+	delete(h.told, id)
+	delete(h.admitted, id)
+	return nil
+}
+
+// sampled notes that a sample of the host came in, which was taken then by the host's clock.
 func (h *hosts) sampled(id fleet.HostID, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if now := time.Now().UTC(); at.After(now) {
+		at = now
+	}
 	if at.After(h.seen[id]) {
 		h.seen[id] = at
 	}

@@ -41,6 +41,14 @@ func (m models) restore(id fleet.HostID, p *predictor.Predictor) {
 	}
 }
 
+// remove takes away what was learned of a host.
+func (m models) remove(id fleet.HostID) error {
+	if err := os.Remove(m.path(id)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // saveModels saves all models regularly, and once more at the end.
 func (p *Plane) saveModels(ctx context.Context) {
 	tick := time.NewTicker(saveModelsEvery)

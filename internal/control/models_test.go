@@ -520,6 +520,22 @@ func TestLabels(t *testing.T) {
 	if i := find(fleet.IncidentCrash); i.Host != "h1" || !i.Failed || i.From.After(i.To) {
 		t.Errorf("%+v", i)
 	}
+	// Another machine under the same name is no crash each time that one of the two speaks.
+	for i, boot := range []string{"b", "another", "b"} {
+		w.setBoot(boot)
+		await(w, "a sample of the boot "+boot, func() (any, bool) {
+			_, sample, _ := w.plane.predictions.find("h1", 0)
+			return nil, sample.Boot == boot
+		})
+		if h := w.plane.predictions.state("h1"); i == 2 {
+			h.mu.Lock()
+			if !h.twins {
+				t.Error("nobody is told of two machines under one name")
+			}
+			h.mu.Unlock()
+		}
+	}
+	w.setBoot("another")
 	w.down()
 	w.up()
 	if all, err := w.plane.Incidents(t.Context()); err != nil || len(all) != 3 {

@@ -160,7 +160,7 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		return err
 	}
 	p.predictions = newPredictions(p.newPredictor, p.predicted, func(id fleet.HostID, err error) {
-		p.log.Warn("a sample was not scored", "host", id, "err", err)
+		p.log.Warn("samples of a host are in doubt", "host", id, "err", err)
 	})
 	p.surroundings = surroundings{p.policies, p.hosts, p.predictions, p.freezes}
 	p.cordons = &cordons{table: cordonTable, audit: p.audit, policies: p.policies, predictions: p.predictions, log: p.log, well: make(map[fleet.HostID]time.Time)}
@@ -231,6 +231,9 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	p.recommender.resume(ctx, executions)
 
+	if why := expiring(p.cfg, time.Now()); why != "" {
+		p.log.Warn("a certificate must be renewed", "which", why)
+	}
 	var wg sync.WaitGroup
 	part := func(name string, run func(context.Context) error) {
 		wg.Go(func() {
@@ -242,6 +245,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	part("disk space", p.bus.WatchSpace)
 	part("policy", p.policies.watch)
 	part("storm brake", p.brake)
+	part("silence", p.watchSilence)
 	part("cordons", func(ctx context.Context) error {
 		return regularly(ctx, time.Second, func(time.Time) { p.cordons.sweep(ctx) })
 	})

@@ -47,6 +47,7 @@ type world struct {
 	trainer []string
 
 	plane *Plane
+	leave func() // ends the agent alone
 	stop  func()
 }
 
@@ -95,6 +96,8 @@ func (w *world) up() {
 	label := w.label
 	label.Actions = runner.Actions()
 	ctx, cancel := context.WithCancel(context.Background())
+	agentCtx, leave := context.WithCancel(ctx)
+	w.leave = leave
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := plane.Run(ctx); err != nil {
@@ -102,7 +105,7 @@ func (w *world) up() {
 		}
 	})
 	wg.Go(func() {
-		if err := agent.Run(ctx, agent.Options{Host: label, Interval: w.cfg.Agent.Interval.D(), Bus: b, Sample: w.sample, Guests: w.host, Runner: runner, Log: quiet}); err != nil {
+		if err := agent.Run(agentCtx, agent.Options{Host: label, Interval: w.cfg.Agent.Interval.D(), Bus: b, Sample: w.sample, Guests: w.host, Runner: runner, Log: quiet}); err != nil {
 			w.t.Errorf("the agent ended: %v", err)
 		}
 	})
@@ -225,6 +228,63 @@ func TestFromHangToHealthyByApproval(t *testing.T) {
 	}
 	if _, err := w.plane.Reject(t.Context(), rec.ID, "bob", ""); !errors.Is(err, api.ErrConflict) {
 		t.Errorf("rejected after it was done: %v", err)
+	}
+	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A host whose agent ends is told of, and can be taken out of the fleet for good.
+func TestAHostThatIsGone(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Policy.EvidenceMaxAge = config.Duration(3 * time.Second)
+	w.up()
+	w.learned()
+	enrolled, err := Enroll(filepath.Join(w.data, "serve"), "h1")
+	if err != nil || !w.plane.tokens.check("h1", enrolled.Token) {
+		t.Fatal(err)
+	}
+	if _, err := w.plane.RemoveHost(t.Context(), "h1", "ann"); !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "stop its agent") {
+		t.Errorf("removed while its agent runs: %v", err)
+	}
+	if _, err := w.plane.Cordon(t.Context(), "h1", "it is old", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(w.plane.models.path("h1"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	events, stop := w.plane.Follow()
+	defer stop()
+	w.leave()
+	for told := false; !told; {
+		select {
+		case e, open := <-events:
+			if !open {
+				t.Fatal("no event tells that the host is silent")
+			}
+			told = e.Kind == "prediction" && strings.Contains(string(e.Data), `"state":"stale"`)
+		case <-time.After(2 * time.Minute):
+			t.Fatal("no event tells that the host is silent")
+		}
+	}
+	await(w, "the host is removed", func() (any, bool) {
+		_, err := w.plane.RemoveHost(t.Context(), "h1", "ann")
+		return nil, err == nil
+	})
+	if all, err := w.plane.Hosts(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, state, err := w.plane.surroundings.Surroundings(t.Context()); err != nil || len(state.Hosts) != 0 {
+		t.Errorf("the guard counts it: %+v, %v", state.Hosts, err)
+	}
+	if _, err := os.Stat(w.plane.models.path("h1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was learned of it: %v", err)
+	}
+	if _, cordoned := w.plane.cordons.find("h1"); cordoned || w.plane.tokens.check("h1", enrolled.Token) {
+		t.Error("its cordon or its credentials are still good")
+	}
+	if _, err := w.plane.RemoveHost(t.Context(), "h1", "ann"); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("removed twice: %v", err)
 	}
 	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
 		t.Error(err)

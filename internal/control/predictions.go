@@ -40,6 +40,8 @@ type hostState struct {
 	refused    int
 	forecast   *forecast
 	boot       string
+	before     string // the boot before that
+	twins      bool   // two machines speak for the host, and that was said
 	last       time.Time
 }
 
@@ -93,7 +95,14 @@ func (p *predictions) score(ctx context.Context, s fleet.Sample) {
 		h.predictor, h.forecast = made, newForecast()
 	}
 	if before := h.last; h.boot != "" && h.boot != s.Boot && s.Time.After(before) {
-		defer func() { p.rebooted(ctx, before, &s) }() // after the host's lock is given back
+		// A boot that is over does not come back.
+		if s.Boot != h.before {
+			defer func() { p.rebooted(ctx, before, &s) }() // after the host's lock is given back
+		} else if !h.twins {
+			h.twins = true
+			defer p.failed(s.Host, errors.New("two machines send samples under this name: enroll each of them under a name of its own"))
+		}
+		h.before = h.boot
 	}
 	if s.Time.After(h.last) {
 		h.boot, h.last = s.Boot, s.Time
@@ -159,6 +168,13 @@ func (p *predictions) find(id fleet.HostID, limit time.Duration) (fleet.Predicti
 		out.State = fleet.PredictionStale
 	}
 	return out, h.sample, true
+}
+
+// remove forgets a host.
+func (p *predictions) remove(id fleet.HostID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.hosts, id)
 }
 
 // lastSeen is when the newest sample of a host was taken; zero for one that never sent any.

@@ -254,6 +254,9 @@ func (r *recommender) decide(ctx context.Context, id, who, note string, to fleet
 		rec.State, rec.DecidedBy, rec.DecidedAt, rec.Note = to, who, now, note
 		return nil
 	})
+	if errors.Is(err, bus.ErrNotFound) {
+		err = fmt.Errorf("there is no recommendation %q; /api/v1/recommendations lists them: %w", id, bus.ErrNotFound)
+	}
 	return rec, err
 }
 

@@ -6,22 +6,61 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 )
 
-// ServerTLS loads the certificate of a listener, nil where none is configured.
-func ServerTLS(key string, c config.TLS) (*tls.Config, error) {
+// ownCertificate loads a certificate, and returns how to load it again: what is renewed is in use from the
+// next connection on. It is nil where none is configured.
+func ownCertificate(key string, c config.TLS) (func() (*tls.Certificate, error), error) {
 	if c.Cert == "" && c.Key == "" {
 		return nil, nil
 	}
-	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	first, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; cert and key must name PEM files that belong together", key, err)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+	return func() (*tls.Certificate, error) {
+		if now, err := tls.LoadX509KeyPair(c.Cert, c.Key); err == nil {
+			return &now, nil
+		}
+		return &first, nil // one of the two files may be a renewed one already
+	}, nil
 }
+
+// ServerTLS loads the certificate of a listener, nil where none is configured.
+func ServerTLS(key string, c config.TLS) (*tls.Config, error) {
+	own, err := ownCertificate(key, c)
+	if own == nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own() }}, nil
+}
+
+// expiring says which of the control plane's own certificates needs to be renewed, "" where none does.
+func expiring(c config.Config, now time.Time) string {
+	var out []string
+	for _, t := range []struct {
+		key string
+		config.TLS
+	}{{"api.tls", c.API.TLS}, {"bus.tls", c.Bus.TLS}} {
+		if t.Cert == "" {
+			continue
+		}
+		if pair, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", t.key, err))
+		} else if end := pair.Leaf.NotAfter; end.Sub(now) < min(renewBefore, end.Sub(pair.Leaf.NotBefore)/4) {
+			out = append(out, fmt.Sprintf("%s: the certificate is good until %s: renew its file, no restart is needed", t.key, end.UTC().Format(time.RFC3339)))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// renewBefore is how long before its end a certificate counts as one that nobody renews; of one that is
+// good for a short time only, it is a quarter of that.
+const renewBefore = 7 * 24 * time.Hour
 
 // BusOptions are those of the configuration.
 func BusOptions(c config.Bus) (bus.Options, error) {
@@ -37,12 +76,13 @@ func BusOptions(c config.Bus) (bus.Options, error) {
 	if o.TLS, err = ClientTLS("bus.tls.ca", c.TLS.CA); err != nil {
 		return o, err
 	}
-	if own, err := ServerTLS("bus.tls", c.TLS); err != nil {
+	if own, err := ownCertificate("bus.tls", c.TLS); err != nil {
 		return o, err
-	} else if own != nil && o.TLS == nil {
-		o.TLS = own
 	} else if own != nil {
-		o.TLS.Certificates = own.Certificates
+		if o.TLS == nil {
+			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		o.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own() }
 	}
 	if c.Callout != "" {
 		seed, err := os.ReadFile(c.Callout)

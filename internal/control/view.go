@@ -39,6 +39,44 @@ func (p *Plane) Host(_ context.Context, id fleet.HostID) (api.HostView, error) {
 	return p.view(h), nil
 }
 
+// RemoveHost takes a host out of the fleet that is there no more, with its credentials and what was
+// learned of it. What was decided about it stays in the audit trail.
+func (p *Plane) RemoveHost(ctx context.Context, id fleet.HostID, who string) (api.HostView, error) {
+	h, err := p.Host(ctx, id)
+	if err != nil {
+		return h, err
+	}
+	if ago, limit := time.Since(h.LastSeen), p.policies.current().EvidenceMaxAge.D(); ago < limit {
+		return h, fmt.Errorf("host %s was heard of %s ago and would join again: stop its agent, and try again %s later: %w", id, ago.Round(time.Second), limit, api.ErrConflict)
+	}
+	executions, err := p.coordinator.Executions(ctx)
+	if err != nil {
+		return h, problem(err)
+	}
+	for _, e := range executions {
+		if e.Host == id && !e.State.Final() {
+			return h, fmt.Errorf("the execution %s is under way on host %s: wait for its end, or cancel it: %w", e.ID, id, api.ErrConflict)
+		}
+	}
+	if err := p.audit.Append(ctx, who, "host.removed", string(id), nil); err != nil {
+		return h, problem(err)
+	}
+	// The inventory comes last, so that what fails before can be tried again.
+	for _, f := range []func() error{
+		func() error { return p.tokens.revoke(id) },
+		func() error { return p.cordons.table.Delete(ctx, string(id)) },
+		func() error { p.predictions.remove(id); return p.models.remove(id) },
+		func() error { return p.hosts.remove(ctx, id) },
+	} {
+		if err := f(); err != nil {
+			return h, problem(fmt.Errorf("remove host %s: %w", id, err))
+		}
+	}
+	p.log.Info("a host was removed", "host", id, "by", who)
+	p.events.emit("host.removed", string(id), h)
+	return h, nil
+}
+
 func (p *Plane) view(h fleet.Host) api.HostView {
 	v := api.HostView{Host: h}
 	if prediction, _, ok := p.predictions.find(h.ID, p.policies.current().EvidenceMaxAge.D()); ok {
@@ -192,6 +230,9 @@ func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string
 	}
 	if why := p.bus.Unwritable(); why != "" {
 		degraded["bus"] = why
+	}
+	if why := expiring(p.cfg, time.Now()); why != "" {
+		degraded["certificates"] = why
 	}
 	if why := p.policies.degraded(); why != "" {
 		degraded["policy"] = why
