@@ -741,8 +741,8 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 			"execution": id, "host": rec.Host, "from": s.State, "event": ev.Kind, "detail": ev.Detail, "token": rec.Token, "command": rec.Command.ID, "outcome": next.Outcome,
 		}})
 		if slices.Contains(effects, Effect{Kind: EffectAlert}) {
-			c.cfg.Log.Error("a person is needed", "execution", id, "host", rec.Host, "state", next.State, "outcome", next.Outcome)
-			l.unaudited = append(l.unaudited, auditEntry{actor, "person.called", map[string]any{"execution": id, "host": rec.Host, "outcome": next.Outcome}})
+			c.cfg.Log.Error("a person is needed", "execution", id, "host", rec.Host, "state", next.State, "outcome", next.Outcome, "reason", rec.Reason)
+			l.unaudited = append(l.unaudited, auditEntry{actor, "person.called", map[string]any{"execution": id, "host": rec.Host, "outcome": next.Outcome, "reason": rec.Reason}})
 		}
 		return nil
 	}

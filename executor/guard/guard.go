@@ -72,6 +72,21 @@ func (w Window) Contains(t time.Time) bool {
 	return on(t.Weekday()) && at >= w.Begin || on((t.Weekday()+6)%7) && at < w.End
 }
 
+// opens is when the next of the windows begins.
+func opens(windows []Window, now time.Time) (next time.Time) {
+	now = now.UTC()
+	for day := range 8 {
+		midnight := time.Date(now.Year(), now.Month(), now.Day()+day, 0, 0, 0, 0, time.UTC)
+		for _, w := range windows {
+			on := len(w.Days) == 0 || slices.Contains(w.Days, midnight.Weekday())
+			if at := midnight.Add(w.Begin); on && at.After(now) && (next.IsZero() || at.Before(next)) {
+				next = at
+			}
+		}
+	}
+	return next
+}
+
 // Approval is a person's consent.
 type Approval struct {
 	By string    `json:"by"`
@@ -222,7 +237,7 @@ func Check(r Request, s State, p Policy, now time.Time) Decision {
 		v.no(RuleDryRun, "the policy is in dry-run mode")
 	}
 	if host.DryRun {
-		v.no(RuleDryRun, "the agent of host %s is in dry-run mode", r.Host)
+		v.no(RuleDryRun, "the agent of host %s is in dry-run mode: agent.act of its configuration is not set", r.Host)
 	}
 	for _, f := range s.Freezes {
 		if !f.Until.IsZero() && !now.Before(f.Until) {
@@ -240,7 +255,7 @@ func Check(r Request, s State, p Policy, now time.Time) Decision {
 	approve(r, p, now, v)
 	evidence(r, p, now, v)
 	if len(p.Windows) > 0 && !slices.ContainsFunc(p.Windows, func(w Window) bool { return w.Contains(now) }) {
-		v.no(RuleWindow, "it is outside the maintenance windows")
+		v.no(RuleWindow, "it is outside the maintenance windows: the next one begins at %s", opens(p.Windows, now).Format(time.RFC3339))
 	}
 	limits(r, host, s, p, now, v)
 	return v.decision(p.Revision, Rules()...)

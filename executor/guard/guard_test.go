@@ -73,8 +73,8 @@ func TestCheck(t *testing.T) {
 		"old evidence":                  {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(-61 * time.Second) }, "evidence is 1m1s old"},
 		"evidence of tomorrow":          {func(r *Request, _ *State, _ *Policy) { r.EvidenceAt = now.Add(time.Hour) }, "from the future"},
 		"outside the window": {func(_ *Request, _ *State, p *Policy) {
-			p.Windows = []Window{{Begin: 13 * time.Hour, End: 14 * time.Hour}}
-		}, "maintenance window"},
+			p.Windows = []Window{{Days: []time.Weekday{time.Tuesday}, End: time.Hour}, {Days: []time.Weekday{time.Wednesday}, Begin: 11 * time.Hour, End: 12 * time.Hour}}
+		}, "outside the maintenance windows: the next one begins at 2026-03-10T00:00:00Z"},
 		"inside the window": {func(_ *Request, _ *State, p *Policy) {
 			p.Windows = []Window{{Begin: 1 * time.Hour, End: 2 * time.Hour}, {Begin: 11 * time.Hour, End: 14 * time.Hour}}
 		}, ""},

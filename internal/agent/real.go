@@ -57,6 +57,9 @@ func RunHost(ctx context.Context, c config.Agent, id fleet.HostID, b *bus.Agent,
 	var guests Guests
 	var hypervisor *serial
 	if c.Guests.QMPDir != "" {
+		if _, err := os.Stat(c.Guests.QMPDir); err != nil {
+			log.Warn("no VM is counted on this host until agent.guests.qmp_dir is there", "err", err)
+		}
 		hypervisor = &serial{guests: qmp.New(c.Guests.QMPDir)}
 		guests = hypervisor
 	}

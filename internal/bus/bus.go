@@ -247,7 +247,7 @@ func (b *Bus) embed(o Options) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("configure the embedded NATS server: %w", err)
 	}
-	s.SetLoggerV2(serverLog{o.Log}, false, false, false)
+	s.SetLoggerV2(&serverLog{log: o.Log, said: make(map[string]time.Time)}, false, false, false)
 	s.Start()
 	b.server = s
 	if !s.ReadyForConnections(30 * time.Second) {
@@ -400,14 +400,46 @@ func isLoopback(host string) bool {
 }
 
 // serverLog forwards the embedded server's notices to slog.
-type serverLog struct{ log *slog.Logger }
+type serverLog struct {
+	log *slog.Logger
 
-func (l serverLog) Noticef(f string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(f, v...)) }
-func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(f, v...)) }
-func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
-func (l serverLog) Errorf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
-func (l serverLog) Debugf(string, ...any)      {}
-func (l serverLog) Tracef(string, ...any)      {}
+	mu   sync.Mutex
+	said map[string]time.Time // whom it refused, and when that was said
+}
+
+func (l *serverLog) Noticef(f string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(f, v...)) }
+func (l *serverLog) Warnf(f string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(f, v...)) }
+func (l *serverLog) Fatalf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
+func (l *serverLog) Debugf(string, ...any)      {}
+func (l *serverLog) Tracef(string, ...any)      {}
+
+// Errorf says that an agent was refused once a minute: it tries again each second, for ever.
+func (l *serverLog) Errorf(f string, v ...any) {
+	text := fmt.Sprintf(f, v...)
+	for refused, hint := range map[string]string{
+		"authentication error": "its credentials are not those of its last 'tardigrade agent enroll', or it was removed",
+		"TLS handshake error":  "compare bus.tls, its end, and agent.tls.ca of who asks",
+	} {
+		_, who, found := strings.Cut(text, refused)
+		if !found {
+			continue
+		}
+		l.mu.Lock()
+		again := time.Since(l.said[refused+who]) < time.Minute
+		if !again && len(l.said) > 1000 {
+			clear(l.said) // whoever asks may call itself anything
+		}
+		if !again {
+			l.said[refused+who] = time.Now()
+		}
+		l.mu.Unlock()
+		if !again {
+			l.log.Warn("nats: "+text, "hint", hint)
+		}
+		return
+	}
+	l.log.Error("nats: " + text)
+}
 
 // ErrConflict means that somebody else changed the record first: read it again.
 var ErrConflict = errors.New("the record was changed by somebody else")

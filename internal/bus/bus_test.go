@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -522,4 +523,24 @@ func TestAnAgentThatCannotReachTheBusSaysWhy(t *testing.T) {
 	await("cannot be reached", address)
 	open(t, Options{Listen: address, Agents: func(fleet.HostID, string) bool { return false }})
 	await("cannot be reached", "agent enroll")
+}
+
+// TestARefusedAgentIsSaidOnceAMinute has agents that try again each second.
+func TestARefusedAgentIsSaidOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := make(lines, 100)
+		l := &serverLog{log: slog.New(slog.NewTextHandler(log, nil)), said: make(map[string]time.Time)}
+		for range 90 {
+			for _, host := range []string{"h1", "h2"} {
+				l.Errorf("192.0.2.1:4000 - cid:7 - authentication error - User %q", host)
+			}
+			time.Sleep(time.Second)
+		}
+		if len(log) != 4 {
+			t.Errorf("%d lines of two agents in a minute and a half", len(log))
+		}
+		if line := <-log; !strings.Contains(line, "h1") || !strings.Contains(line, "agent enroll") || strings.Contains(line, "ERROR") {
+			t.Error(line)
+		}
+	})
 }

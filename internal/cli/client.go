@@ -121,7 +121,8 @@ func (c *client) send(ctx context.Context, method, path string, body any) ([]byt
 		if json.Unmarshal(answer, &p) == nil && p.Detail != "" {
 			return nil, errors.New(p.Detail)
 		}
-		return nil, fmt.Errorf("the control plane answers %s", resp.Status)
+		text, _, _ := strings.Cut(string(answer[:min(len(answer), 200)]), "\n")
+		return nil, fmt.Errorf("%s answers %s: %s", c.server, resp.Status, text)
 	}
 	return answer, nil
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/goccy/go-yaml"
@@ -14,9 +15,13 @@ func (a *app) configCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Check or print the configuration"}
 	cmd.AddCommand(&cobra.Command{
 		Use: "check", Short: "Say whether the configuration file is right, without starting anything", Args: noArgs,
+		Example: `  tardigrade config check --config /etc/tardigrade/tardigrade.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := config.Load(a.configFile); err != nil {
 				return err
+			}
+			if a.configFile == "" {
+				return usageError{errors.New("config check needs the configuration file, with --config")}
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "the configuration is right")
 			return nil

@@ -89,6 +89,12 @@ cordon ends when it is lifted, or when the host has been healthy for policy.unco
 				if err := c.do(cmd.Context(), http.MethodDelete, cordonPath(host), nil, &cordon); err != nil {
 					return err
 				}
+				if out := cmd.OutOrStdout(); machineReadable(asJSON, out) {
+					if err := json.NewEncoder(out).Encode(cordon); err != nil {
+						return err
+					}
+					continue
+				}
 				fmt.Fprintf(cmd.OutOrStdout(), "VMs may be moved to host %s again\n", cordon.Host)
 			}
 			return nil

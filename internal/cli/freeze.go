@@ -101,6 +101,12 @@ way goes on to the end of its phase; no further phase begins. A person may alway
 				if err := c.do(cmd.Context(), http.MethodDelete, "/api/v1/freezes/"+url.PathEscape(id), nil, &f); err != nil {
 					return err
 				}
+				if out := cmd.OutOrStdout(); machineReadable(asJSON, out) {
+					if err := json.NewEncoder(out).Encode(f); err != nil {
+						return err
+					}
+					continue
+				}
 				fmt.Fprintf(cmd.OutOrStdout(), "the freeze of %s is lifted\n", frozen(f))
 			}
 			return nil

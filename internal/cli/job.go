@@ -23,7 +23,7 @@ one. They run one after the other, each in a process with limited memory; one th
 plane's end interrupted is lost, and has to be asked for again.`,
 	}
 	c.flags(cmd)
-	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
+	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON, in lists an object a line (the default where stdout is not a terminal)")
 	line := func(out io.Writer, j api.Job) error {
 		if asJSON || !isTerminalWriter(out) {
 			return json.NewEncoder(out).Encode(j)

@@ -41,7 +41,7 @@ fresh start, stop the control plane and remove its file; to move what was learne
   tardigrade model rollback anomaly`,
 	}
 	c.flags(cmd)
-	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
+	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON, in lists an object a line (the default where stdout is not a terminal)")
 	print := func(out io.Writer, m api.Model) error {
 		if asJSON || !isTerminalWriter(out) {
 			return json.NewEncoder(out).Encode(m)

@@ -165,7 +165,13 @@ func (a *app) runServe(ctx context.Context, c config.Config, simulated bool, log
 			return demo.Run(ctx, demo.Options{Dial: plane.AgentInside, HandedOver: handedOver, Dir: dir, Seed: demoSeed, Log: log})
 		})
 	}
-	log.Info("serving", "url", "http://"+l.Addr().String(), "bus", plane.BusAddr(), "data", dir.Path, "version", a.version)
+	scheme := "http://"
+	if serverTLS != nil {
+		scheme = "https://"
+	}
+	log.Info("serving", "url", scheme+l.Addr().String(), "bus", plane.BusAddr(), "data", dir.Path, "version", a.version)
+	<-ctx.Done()
+	log.Info("stopping", "because", context.Cause(ctx))
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
