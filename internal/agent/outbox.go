@@ -20,6 +20,8 @@ const (
 	sendBytes   = 1 << 20
 	// sendTimeout is how long the bus may take to answer.
 	sendTimeout = 3 * time.Second
+	// sayAfter is for how long the bus may take nothing before that is said.
+	sayAfter = 15 * time.Second
 	// retryAfter is the pause after the bus did not answer.
 	retryAfter = 500 * time.Millisecond
 )
@@ -40,7 +42,9 @@ type outbox struct {
 	some    chan struct{}
 
 	decoder bus.Decoder
-	unkept  bool // the spool failed, and that was said
+	unkept  bool      // the spool failed, and that was said
+	refused time.Time // since when the bus takes nothing
+	said    bool      // that it does not
 
 	// accepted counts the samples that the bus or the disk took over from memory.
 	accepted atomic.Int64
@@ -129,6 +133,12 @@ func (b *outbox) giveBack(samples []*fleet.Sample) {
 // disk. publish returns how many of the first it stored.
 func (b *outbox) send(ctx context.Context, publish func(context.Context, []*fleet.Sample) (int, error)) {
 	defer func() { b.keep(b.take()) }()
+	try := publish
+	publish = func(ctx context.Context, samples []*fleet.Sample) (int, error) {
+		stored, err := try(ctx, samples)
+		b.note(err)
+		return stored, err
+	}
 	if b.spool != nil {
 		b.kept.Store(int64(b.spool.Len()))
 	}
@@ -157,6 +167,22 @@ func (b *outbox) send(ctx context.Context, publish func(context.Context, []*flee
 				return
 			}
 		}
+	}
+}
+
+// note says when the bus has taken nothing for a while, though it may be connected, and when it does again.
+func (b *outbox) note(err error) {
+	switch {
+	case err == nil && b.said:
+		b.log.Info("the bus takes samples again", "host", b.host)
+		fallthrough
+	case err == nil:
+		b.refused, b.said = time.Time{}, false
+	case b.refused.IsZero():
+		b.refused = time.Now()
+	case !b.said && time.Since(b.refused) > sayAfter:
+		b.said = true
+		b.log.Warn("the bus takes no samples: /readyz of the control plane says why; they are kept meanwhile", "host", b.host, "err", err)
 	}
 }
 

@@ -60,6 +60,7 @@ func DialAgent(o AgentOptions) (*Agent, error) {
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				o.Log.Warn("lost the bus, reconnecting", "err", err)
+				away.lost(err)
 			}
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { away.failed(err) }),
@@ -107,14 +108,21 @@ type outage struct {
 	url string
 	end chan struct{} // closed with the connection
 
-	mu  sync.Mutex
-	why error // of the last attempt, where the client told
+	mu        sync.Mutex
+	why       error // of the last attempt, where the client told
+	connected bool  // it was, once
 }
 
 func (o *outage) failed(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.why = err
+}
+
+func (o *outage) lost(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.why, o.connected = err, true
 }
 
 // watch returns when the connection is closed.
@@ -137,10 +145,11 @@ func (o *outage) watch(conn *nats.Conn) {
 		}
 		said = time.Now()
 		o.mu.Lock()
-		why := o.why
+		why, before := o.why, o.connected
 		o.mu.Unlock()
-		// Until the first connection the client tells of a refusal by this alone.
-		if err := conn.LastError(); err != nil {
+		// Until the first connection the client tells of a refusal by this alone; after it, this may
+		// be of an earlier outage.
+		if err := conn.LastError(); err != nil && !before {
 			why = err
 		}
 		if errors.Is(why, nats.ErrAuthorization) {

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -213,6 +214,33 @@ func TestClusterLosesAServer(t *testing.T) {
 	}
 	late := c.dial(t, "h3", "secret-h3")
 	eventually(t, "an agent that comes later is admitted", func() error { return agentPublish(t.Context(), late, sampleAt("h3", time.Now(), 0)) })
+
+	// One server alone stores nothing, and that is said.
+	if why := b.Leaderless(t.Context()); why != "" {
+		t.Errorf("two servers of three: %s", why)
+	}
+	for _, s := range c.servers {
+		if s.Running() {
+			s.Shutdown()
+			s.WaitForShutdown()
+			break
+		}
+	}
+	eventually(t, "the loss of most servers is said", func() error {
+		if b.Leaderless(t.Context()) == "" {
+			return errors.New("all is well")
+		}
+		return nil
+	})
+	eventually(t, "a write says what is needed", func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := table.Put(ctx, "h1", fleet.Host{ID: "h1"})
+		if !errors.Is(err, ErrUnwritable) {
+			return fmt.Errorf("%w", err)
+		}
+		return nil
+	})
 }
 
 func TestAClusterThatCannotBeUsedSaysWhy(t *testing.T) {

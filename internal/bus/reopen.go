@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // The embedded server writes nothing more to a stream of which a write once failed, as on a
@@ -68,7 +71,29 @@ func (b *Bus) wrote(stream string, err error) error {
 	if why := b.writable(stream); why != nil {
 		return fmt.Errorf("%w: %w", why, err)
 	}
+	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("%w: %s: %w", ErrUnwritable, leaderless, err)
+	}
 	return err
+}
+
+const leaderless = "the stream has no leader: most servers of the cluster must run"
+
+// Leaderless says why an external cluster cannot store anything now, "" where it can.
+func (b *Bus) Leaderless(ctx context.Context) string {
+	if b.server != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s, err := b.JS.Stream(ctx, StreamAudit)
+	if err != nil {
+		return fmt.Sprintf("%s (%v)", leaderless, err)
+	}
+	if c := s.CachedInfo().Cluster; c != nil && c.Leader == "" {
+		return leaderless
+	}
+	return ""
 }
 
 func (u unwritable) say(stream string) string {

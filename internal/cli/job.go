@@ -28,7 +28,7 @@ plane's end interrupted is lost, and has to be asked for again.`,
 		if asJSON || !isTerminalWriter(out) {
 			return json.NewEncoder(out).Encode(j)
 		}
-		_, err := fmt.Fprintf(out, "%s is %s: %s model on %s; %.0f %% %s%s%s\n", j.ID, j.State, j.Kind, j.Data, 100*j.Done, j.Stage, j.Error, j.Model)
+		_, err := fmt.Fprintf(out, "%s is %s: %s model on %s; %.0f %% %s %s%s\n", j.ID, j.State, j.Kind, j.Data, 100*j.Done, j.Stage, j.Error, j.Model)
 		return err
 	}
 	one := func(use, short, method, what string) *cobra.Command {
@@ -49,8 +49,8 @@ plane's end interrupted is lost, and has to be asked for again.`,
 	cmd.AddCommand(&cobra.Command{
 		Use: "list", Short: "List the trainings, newest first", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return listing(cmd, &c, asJSON, "/api/v1/jobs", "jobs", "JOB\tKIND\tSTATE\tDONE\tCREATED\tBY\tMODEL\n", func(out io.Writer, j api.Job) {
-				fmt.Fprintf(out, "%s\t%s\t%s\t%.0f %%\t%s\t%s\t%s\n", j.ID, j.Kind, j.State, 100*j.Done, j.Created.Format(time.DateTime), j.By, j.Model)
+			return listing(cmd, &c, asJSON, "/api/v1/jobs", "jobs", "JOB\tKIND\tSTATE\tDONE\tCREATED\tBY\tMODEL OR ERROR\n", func(out io.Writer, j api.Job) {
+				fmt.Fprintf(out, "%s\t%s\t%s\t%.0f %%\t%s\t%s\t%s\n", j.ID, j.Kind, j.State, 100*j.Done, j.Created.Format(time.DateTime), j.By, j.Model+j.Error)
 			})
 		},
 	}, one("show", "Say how a training stands", http.MethodGet, ""), one("cancel", "End a training that waits or runs", http.MethodPost, "/cancel"))

@@ -220,10 +220,12 @@ func (p *Plane) RootCause(ctx context.Context, e fleet.Execution) (api.RootCause
 
 // NotReady says which parts do not work now, and why. Without InfluxDB all goes
 // on: samples wait on the bus.
-func (p *Plane) NotReady(context.Context) (essential, degraded map[string]string) {
+func (p *Plane) NotReady(ctx context.Context) (essential, degraded map[string]string) {
 	essential, degraded = make(map[string]string), make(map[string]string)
 	if !p.bus.Conn.IsConnected() {
 		essential["bus"] = "not connected to NATS"
+	} else if why := p.bus.Leaderless(ctx); why != "" {
+		essential["bus"] = why
 	}
 	if why := p.bus.Full(); why != "" {
 		degraded["disk"] = why
