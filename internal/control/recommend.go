@@ -255,7 +255,7 @@ func (r *recommender) decide(ctx context.Context, id, who, note string, to fleet
 		return nil
 	})
 	if errors.Is(err, bus.ErrNotFound) {
-		err = fmt.Errorf("there is no recommendation %q; /api/v1/recommendations lists them: %w", id, bus.ErrNotFound)
+		err = fmt.Errorf("there is no recommendation %q; /api/v1/recommendations lists them: %w", id, err)
 	}
 	return rec, err
 }

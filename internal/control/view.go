@@ -47,7 +47,7 @@ func (p *Plane) RemoveHost(ctx context.Context, id fleet.HostID, who string) (ap
 		return h, err
 	}
 	if ago, limit := time.Since(h.LastSeen), p.policies.current().EvidenceMaxAge.D(); ago < limit {
-		return h, fmt.Errorf("host %s was heard of %s ago and would join again: stop its agent, and try again %s later: %w", id, ago.Round(time.Second), limit, api.ErrConflict)
+		return h, api.ErrConflict.Errorf("host %s was heard of %s ago and would join again: stop its agent, and try again %s later", id, ago.Round(time.Second), limit)
 	}
 	executions, err := p.coordinator.Executions(ctx)
 	if err != nil {
@@ -55,7 +55,7 @@ func (p *Plane) RemoveHost(ctx context.Context, id fleet.HostID, who string) (ap
 	}
 	for _, e := range executions {
 		if e.Host == id && !e.State.Final() {
-			return h, fmt.Errorf("the execution %s is under way on host %s: wait for its end, or cancel it: %w", e.ID, id, api.ErrConflict)
+			return h, api.ErrConflict.Errorf("the execution %s is under way on host %s: wait for its end, or cancel it", e.ID, id)
 		}
 	}
 	if err := p.audit.Append(ctx, who, "host.removed", string(id), nil); err != nil {
