@@ -40,6 +40,20 @@ func OpenLeases(ctx context.Context, b *Bus, bucket string, ttl time.Duration) (
 	return &Leases{bus: b, kv: kv, bucket: bucket, ttl: ttl}, nil
 }
 
+// Outgrow makes all tokens from now on larger than any before, also than those that this bus does not know
+// because it was made anew or is an older copy: they begin with the time. Nobody may hold a lease, nor take one
+// meanwhile.
+func (l *Leases) Outgrow(ctx context.Context, now time.Time) error {
+	s, err := l.bus.JS.Stream(ctx, tablePrefix+l.bucket)
+	if err == nil && s.CachedInfo().State.LastSeq < uint64(now.UnixMilli()) {
+		err = s.Purge(ctx, jetstream.WithPurgeSequence(uint64(now.UnixMilli())))
+	}
+	if err != nil {
+		return fmt.Errorf("make room for new tokens in %s: %w", l.bucket, err)
+	}
+	return nil
+}
+
 // Acquire takes the lease of key for owner, or answers [ErrConflict] where
 // somebody holds it.
 func (l *Leases) Acquire(ctx context.Context, key, owner string) (*Lease, error) {

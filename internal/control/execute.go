@@ -119,7 +119,8 @@ func (l *leases) keep(host fleet.HostID, lease *bus.Lease) {
 
 // releaseOrphans gives up the leases of executions that are not under way: this process
 // ended just before such a one was stored, or just after its end was. Their hosts need not
-// wait until the time of the lease is over. No other control plane may be running.
+// wait until the time of the lease is over. Where none is left, tokens begin anew above all before: agents refuse
+// what is older, and a data directory may be new, or a backup. No other control plane may be running.
 func (l *leases) releaseOrphans(ctx context.Context, underway func(execution string) bool) error {
 	holders, err := l.bus.Holders(ctx)
 	if err != nil {
@@ -137,7 +138,10 @@ func (l *leases) releaseOrphans(ctx context.Context, underway func(execution str
 			return err
 		}
 	}
-	return nil
+	if holders, err = l.bus.Holders(ctx); err != nil || len(holders) > 0 {
+		return err
+	}
+	return l.bus.Outgrow(ctx, time.Now())
 }
 
 // execute begins the execution of an approved recommendation.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -288,6 +289,49 @@ func TestAHostThatIsGone(t *testing.T) {
 	}
 	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// Agents have seen newer fencing tokens than a backup knows, or a new data directory.
+func TestABackupCanAct(t *testing.T) {
+	w := newWorld(t)
+	serve, backup := filepath.Join(w.data, "serve"), filepath.Join(w.data, "backup")
+	act := func() {
+		t.Helper()
+		w.learned()
+		e, err := w.plane.Execute(t.Context(), "h1", fleet.ActionRecycle, "try", "ann", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e = await(w, "the execution has ended", func() (fleet.Execution, bool) {
+			all := w.executions()
+			i := slices.IndexFunc(all, func(one fleet.Execution) bool { return one.ID == e.ID })
+			return all[i], all[i].State.Final()
+		})
+		if e.State != fleet.ExecutionSucceeded {
+			t.Errorf("%s: %s", e.State, e.Outcome)
+		}
+	}
+	w.up()
+	act()
+	w.down()
+	if err := os.CopyFS(backup, os.DirFS(serve)); err != nil {
+		t.Fatal(err)
+	}
+	w.up()
+	act()
+	for _, from := range []string{backup, ""} {
+		w.down()
+		if err := os.RemoveAll(serve); err != nil {
+			t.Fatal(err)
+		}
+		if from != "" {
+			if err := os.Rename(from, serve); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.up()
+		act()
 	}
 }
 

@@ -10,20 +10,13 @@ import (
 // watchSilence says when a host sends no fresh samples any more, and when it does again, until ctx ends:
 // what fails without a warning gives no prediction, and followers would go on with its last one.
 func (p *Plane) watchSilence(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	began := time.Now()
 	const fresh, silent, ahead = "", "silent", "ahead"
 	said := make(map[fleet.HostID]string)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return regularly(ctx, time.Second, func(time.Time) {
 		limit := p.policies.current().EvidenceMaxAge.D()
 		if time.Since(began) < limit { // the past is read again, and agents connect again
-			continue
+			return
 		}
 		for _, h := range p.hosts.all() {
 			prediction, sample, ok := p.predictions.find(h.ID, limit)
@@ -52,5 +45,5 @@ func (p *Plane) watchSilence(ctx context.Context) error {
 				p.events.emit("prediction", string(h.ID), prediction)
 			}
 		}
-	}
+	})
 }
