@@ -81,7 +81,7 @@ function shares(contributions) {
 function condition(h) {
   const p = h.prediction;
   if (!p) return ["waiting", "no sample yet"];
-  if (p.state === "stale") return ["stale", "silent since " + new Date(p.time).toLocaleString()];
+  if (p.state === "stale") return ["failing", "silent since " + new Date(p.time).toLocaleString()];
   if (p.state === "learning") return ["learning", `learning its normal, ${percent(p.learned)}`];
   return p.anomalous ? ["failing", "failing"] : ["healthy", "healthy"];
 }
