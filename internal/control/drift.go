@@ -32,7 +32,9 @@ func (m *seated) count() (c driftCount, ok bool) {
 	}
 	c = driftCount{Model: m.version.ID, Since: m.since, Asked: make(map[string]time.Time), Window: m.window.Counts(), Tails: m.tails}
 	for why, at := range m.asked {
-		c.Asked[why] = at
+		if !m.refused[why] { // after a restart it is asked for again
+			c.Asked[why] = at
+		}
 	}
 	c.Promises, c.Outcomes = m.said.stored()
 	return c, true
@@ -71,15 +73,26 @@ func (m *seated) restore(c driftCount) error {
 	return nil
 }
 
-// asks notes that a training is asked for, unless it was within a window already.
-func (m *seated) asks(why string, now time.Time, window time.Duration) bool {
+// askAgain is after how long a training is asked for again that was asked for and changed nothing.
+const askAgain = 24 * time.Hour
+
+// asks tells whether a training is to be asked for, since none was within a day or that was refused, and
+// whether that is to be said too, and notes it.
+func (m *seated) asks(why string, now time.Time) (ask, say bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if last, asked := m.asked[why]; asked && now.Sub(last) < window {
-		return false
+	if last, asked := m.asked[why]; asked && now.Sub(last) < askAgain {
+		return m.refused[why], false
 	}
 	m.asked[why] = now
-	return true
+	return true, true
+}
+
+// refuses notes whether the training that was asked for was refused.
+func (m *seated) refuses(why string, refused bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refused[why] = refused
 }
 
 // restoreDrift lets a champion go on counting where it was before a restart.

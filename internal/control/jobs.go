@@ -323,22 +323,31 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 	}
 }
 
-// askForTraining begins one, or says that one is wanted, at most once in a window of drift.
+// askForTraining begins one, or says that one is wanted, at most once a day. One that cannot be begun is
+// tried again at each look.
 func (p *Plane) askForTraining(ctx context.Context, k registry.Kind, m *seated, why, key string, now time.Time) {
-	_, window := p.driftLimits()
-	if p.jobs.Busy(k) || !m.asks(key, now, window) {
+	if p.jobs.Busy(k) {
 		return
 	}
-	p.events.emit("drift", m.version.ID, map[string]any{"model": m.version.ID, "why": why, "automatic": p.cfg.Model.Jobs == "automatic"})
-	if err := p.audit.Append(ctx, "model:"+m.version.ID, "retraining-wanted", m.version.ID, map[string]any{"why": why}); err != nil {
-		p.log.Error("the audit trail could not be written", "event", "retraining-wanted", "err", err)
+	ask, say := m.asks(key, now)
+	if !ask {
+		return
 	}
-	if p.cfg.Model.Jobs != "automatic" {
+	automatic := p.cfg.Model.Jobs == "automatic"
+	if say {
+		p.events.emit("drift", m.version.ID, map[string]any{"model": m.version.ID, "why": why, "automatic": automatic})
+		if err := p.audit.Append(ctx, "model:"+m.version.ID, "retraining-wanted", m.version.ID, map[string]any{"why": why}); err != nil {
+			p.log.Error("the audit trail could not be written", "event", "retraining-wanted", "err", err)
+		}
+	}
+	if !automatic {
 		p.log.Warn("a model should be trained anew: 'tardigrade train "+string(k)+" --submit' (or set model.jobs to automatic)", "model", m.version.ID, "why", why)
 		return
 	}
-	if _, err := p.Train(ctx, api.Training{Kind: string(k), Why: why}, "model:"+m.version.ID); err != nil {
-		p.log.Error("a training could not be begun", "kind", k, "err", err)
+	j, err := p.Train(ctx, api.Training{Kind: string(k), Why: why}, "model:"+m.version.ID)
+	m.refuses(key, j.ID == "")
+	if err != nil && say {
+		p.log.Error("a training could not be begun; it is tried again each minute", "kind", k, "err", err)
 	}
 }
 

@@ -487,6 +487,69 @@ func TestAnOldChampionIsTrainedAnew(t *testing.T) {
 	}
 }
 
+// A training that cannot be begun is tried again until it can, also after a restart, and is said once
+// by each process.
+func TestARefusedTrainingIsTriedAgain(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
+			w := newWorld(t)
+			w.trainer = []string{"endless"}
+			w.lively()
+			w.cfg.Model.Jobs, w.cfg.Model.RetrainEvery = "automatic", config.Duration(24*time.Hour)
+			w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 1e6, 2
+			w.up()
+			m := w.imports(trained(t, modelSeries, 2))
+			w.promoted(m.ID, true)
+			w.scoredBy(m.ID)
+			var last api.Job
+			await(w, "the queue is full", func() (any, bool) {
+				j, err := w.plane.Train(t.Context(), api.Training{Kind: "failure"}, "ann")
+				if err == nil {
+					last = j
+				}
+				return nil, errors.Is(err, api.ErrConflict)
+			})
+			later := time.Now().Add(25 * time.Hour)
+			look := func() (job bool) {
+				t.Helper()
+				later = later.Add(time.Minute)
+				w.plane.lookAtModels(t.Context(), later)
+				all, err := w.plane.Jobs(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slices.ContainsFunc(all, func(j api.Job) bool { return j.By == "model:"+m.ID && strings.HasPrefix(j.Why, "age") })
+			}
+			said := func() (n int) {
+				t.Helper()
+				if err := w.plane.audit.Verify(t.Context(), func(_ uint64, r bus.AuditRecord) {
+					if r.Event == "retraining-wanted" {
+						n++
+					}
+				}); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			for range 2 {
+				if look() {
+					t.Fatal("a job was put into a full queue")
+				}
+			}
+			if restart {
+				w.down()
+				w.up() // what ran is lost, and what is next in the queue makes room
+			} else if _, err := w.plane.CancelJob(t.Context(), last.ID, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			await(w, "the training that was refused", func() (any, bool) { return nil, look() })
+			if n := said(); n != map[bool]int{false: 1, true: 2}[restart] {
+				t.Errorf("that a training is wanted was said %d times", n)
+			}
+		})
+	}
+}
+
 func TestLabels(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Policy.Mode = "automatic"

@@ -33,11 +33,13 @@ type seated struct {
 	since  time.Time
 	window *drift.Window // nil without a reference
 	tails  drift.Tails
-	asked  map[string]time.Time // for what a training was asked, and when
+	// asked is for what a training was asked, and when; refused for what one was, but could not be begun.
+	asked   map[string]time.Time
+	refused map[string]bool
 }
 
 func newSeated(v registry.Version, h registry.Header, state []byte) (*seated, error) {
-	m := &seated{version: v, series: h.Series, state: state, since: time.Now().UTC(), asked: make(map[string]time.Time)}
+	m := &seated{version: v, series: h.Series, state: state, since: time.Now().UTC(), asked: make(map[string]time.Time), refused: make(map[string]bool)}
 	if h.Reference != nil {
 		m.window = drift.NewWindow(h.Reference)
 	}
