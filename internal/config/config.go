@@ -280,7 +280,8 @@ type Drift struct {
 	// Calibration is by how many powers of ten rare scores may come too often, and failures more or
 	// less often than a failure model says.
 	Calibration float64 `yaml:"calibration"`
-	// Samples is how many are needed to judge, and Window after how long they are counted anew.
+	// Samples is how many are needed to judge, and Window after how long they are counted anew. What of
+	// a window was not seen yet counts as in training, so that it should be of whole weeks.
 	Samples int      `yaml:"samples"`
 	Window  Duration `yaml:"window"`
 }
@@ -325,7 +326,7 @@ func Default() Config {
 		Model: Model{Learn: Duration(5 * time.Minute), LearnFully: Duration(30 * time.Minute), Detector: "default", RetrainEvery: Duration(24 * time.Hour),
 			Jobs: "manual", TrainRange: Duration(24 * time.Hour), TrainRangeFailure: Duration(30 * 24 * time.Hour), TrainMemoryMiB: 2048, TrainTimeout: Duration(2 * time.Hour),
 			Promote: "manual", PromoteAfter: Duration(24 * time.Hour), PromoteSamples: 10_000, PromoteAlarmRatio: 1,
-			Drift:               Drift{PSI: 0.25, KS: 0.2, SeriesRatio: 0.3, Calibration: 1, Samples: 5000, Window: Duration(24 * time.Hour)},
+			Drift:               Drift{PSI: 0.25, KS: 0.2, SeriesRatio: 0.1, Calibration: 1, Samples: 5000, Window: Duration(7 * 24 * time.Hour)},
 			FalseAlarmsPerMonth: 1, Horizon: Duration(time.Hour)},
 		Policy: DefaultPolicy(),
 	}

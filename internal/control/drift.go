@@ -15,6 +15,8 @@ import (
 type driftCount struct {
 	Model string    `json:"model"`
 	Since time.Time `json:"since"`
+	// Seen is for how long of the time since then there were samples.
+	Seen time.Duration `json:"seen_ns"`
 	// Asked says for what a training was asked, and when.
 	Asked    map[string]time.Time       `json:"asked"`
 	Window   drift.Counts               `json:"window"`
@@ -30,7 +32,7 @@ func (m *seated) count() (c driftCount, ok bool) {
 	if m.window == nil {
 		return driftCount{}, false
 	}
-	c = driftCount{Model: m.version.ID, Since: m.since, Asked: make(map[string]time.Time), Window: m.window.Counts(), Tails: m.tails}
+	c = driftCount{Model: m.version.ID, Since: m.since, Seen: m.seen, Asked: make(map[string]time.Time), Window: m.window.Counts(), Tails: m.tails}
 	for why, at := range m.asked {
 		if !m.refused[why] { // after a restart it is asked for again
 			c.Asked[why] = at
@@ -44,7 +46,7 @@ func (m *seated) count() (c driftCount, ok bool) {
 // cannot be that is refused, and it counts anew.
 func (m *seated) restore(c driftCount) error {
 	future := time.Now().Add(time.Hour)
-	late := c.Since.IsZero() || c.Since.After(future) || len(c.Asked) > 2
+	late := c.Since.IsZero() || c.Since.After(future) || c.Seen < 0 || c.Seen > future.Sub(c.Since) || len(c.Asked) > 2
 	for _, at := range c.Asked {
 		late = late || at.After(future)
 	}
@@ -66,7 +68,7 @@ func (m *seated) restore(c driftCount) error {
 		m.window.Reset()
 		return err
 	}
-	m.since, m.tails = c.Since, c.Tails
+	m.since, m.seen, m.tails = c.Since, c.Seen, c.Tails
 	for why, at := range c.Asked {
 		m.asked[why] = at
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tardigrade-recovery/tardigrade/api"
 	"github.com/tardigrade-recovery/tardigrade/internal/bus"
+	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
 	"github.com/tardigrade-recovery/tardigrade/model/drift"
@@ -37,7 +38,7 @@ func TestDriftIsCountedOverRestarts(t *testing.T) {
 	w := newWorld(t)
 	w.lively()
 	w.cfg.Model.Jobs = "automatic"
-	w.cfg.Model.Drift.Samples = 1000
+	w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.Window = 1000, config.Duration(time.Second)
 	w.up()
 	m := w.imports(trained(t, modelSeries, 40))
 	w.promoted(m.ID, true)
@@ -118,7 +119,7 @@ func TestWhatWasForetoldIsJudgedAfterARestart(t *testing.T) {
 
 // counting is a model that has counted something.
 func counting(t testing.TB) *seated {
-	ref := drift.NewReference([]string{"a", "b"}, 100, func(row, column int) float64 { return float64(row * (column + 1)) })
+	ref := drift.NewReference([]string{"a", "b"}, 100, func(row, column int) float64 { return float64(row * (column + 1)) }, nil)
 	m := &seated{version: registry.Version{ID: "m"}, since: time.Now().UTC().Add(-time.Minute), asked: map[string]time.Time{"age": time.Now().UTC()}, window: drift.NewWindow(ref)}
 	for i := range 500 {
 		m.saw([]float64{float64(i), math.NaN()}, float64(i%100)/100)
@@ -179,6 +180,7 @@ func TestDamagedCountsBeginAnew(t *testing.T) {
 		"tails do not add up":     func(c *driftCount) { c.Tails.Below[3] = c.Tails.Samples + 1 },
 		"outcomes do not add up":  func(c *driftCount) { c.Outcomes.Failed = 1 },
 		"from the future":         func(c *driftCount) { c.Since = c.Since.Add(1000 * time.Hour) },
+		"seen for longer":         func(c *driftCount) { c.Seen = 1000 * time.Hour },
 		"asked for in the future": func(c *driftCount) { c.Asked = map[string]time.Time{"age": time.Now().Add(1000 * time.Hour)} },
 		"surer than sure":         func(c *driftCount) { c.Promises = map[fleet.HostID][]promise{"h": {{time.Now(), time.Hour, 1.5}}} },
 		"more than can be":        func(c *driftCount) { c.Promises = map[fleet.HostID][]promise{"h": make([]promise, mostPromises+1)} },
@@ -254,12 +256,12 @@ func FuzzDriftCount(f *testing.F) {
 			return
 		}
 		again, _ := m.count()
-		if again.Model = c.Model; !reflect.DeepEqual(again.Window, c.Window) || again.Tails != c.Tails || again.Outcomes != c.Outcomes {
+		if again.Model = c.Model; again.Seen != c.Seen || !reflect.DeepEqual(again.Window, c.Window) || again.Tails != c.Tails || again.Outcomes != c.Outcomes {
 			t.Fatalf("%+v has become %+v", c, again)
 		}
 		m.saw([]float64{1, 2}, 0.5)
 		m.said.settle(time.Now(), nil, func(fleet.HostID) time.Time { return time.Now() })
-		if v, _, ok := m.judged(drift.Limits{PSI: 0.1, KS: 0.1, Ratio: 0.1, Samples: 1, Calibration: 0.1}, false); !ok || v.Samples != int(c.Window.Samples)+1 || math.IsNaN(v.Calibration) {
+		if v, _, ok := m.judged(drift.Limits{PSI: 0.1, KS: 0.1, Ratio: 0.1, Samples: 1, Calibration: 0.1}, time.Hour, false); !ok || v.Samples != int(c.Window.Samples)+1 || math.IsNaN(v.Calibration) {
 			t.Fatalf("%+v of %+v", v, c)
 		}
 	})

@@ -54,7 +54,7 @@ func foreseeing(t *testing.T, blind bool) []byte {
 		t.Fatal(err)
 	}
 	file, err := registry.Encode(registry.Header{Kind: registry.KindFailure, Trained: time.Now().UTC(), Source: "test", Series: names, Code: "test", Metrics: map[string]float64{},
-		Reference: drift.NewReference(names, len(e.X), func(r, c int) float64 { return e.X[r][c] })}, state)
+		Reference: drift.NewReference(names, len(e.X), func(r, c int) float64 { return e.X[r][c] }, nil)}, state)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -309,10 +309,8 @@ func (p *Plane) lookAtModels(ctx context.Context, now time.Time) {
 		why, key := "", ""
 		l, window := p.driftLimits()
 		m.said.settle(now, p.labels(), p.predictions.lastSeen)
-		if v, since, ok := m.judged(l, false); ok && v.Drifted {
+		if v, _, ok := m.judged(l, window, true); ok && v.Drifted {
 			why, key = "drift: "+v.Why, "drift"
-		} else if ok && now.Sub(since) > window {
-			m.judged(l, true)
 		}
 		if every := p.cfg.Model.RetrainEvery.D(); why == "" && every > 0 && now.Sub(m.version.Trained) > every {
 			why, key = fmt.Sprintf("age: it was trained at %s", m.version.Trained.Format(time.RFC3339)), "age"
@@ -372,13 +370,13 @@ func (p *Plane) Comparisons(context.Context) ([]api.Comparison, error) {
 // Drifts says how far live data have moved from the champions' training data.
 func (p *Plane) Drifts(context.Context) ([]api.Drift, error) {
 	out := []api.Drift{}
-	l, _ := p.driftLimits()
+	l, window := p.driftLimits()
 	for _, k := range registry.Kinds() {
 		m := p.roster.of(k).champion
 		if m == nil {
 			continue
 		}
-		v, since, ok := m.judged(l, false)
+		v, since, ok := m.judged(l, window, false)
 		if !ok {
 			continue
 		}

@@ -71,7 +71,7 @@ func trained(t *testing.T, series []string, load float64) []byte {
 		t.Fatal(err)
 	}
 	file, err := registry.Encode(registry.Header{Kind: registry.KindAnomaly, Trained: time.Now().UTC(), Source: "test", Series: series, Code: "test", Metrics: map[string]float64{},
-		Reference: drift.NewReference(series, len(rows), func(r, c int) float64 { return rows[r][c] })}, state)
+		Reference: drift.NewReference(series, len(rows), func(r, c int) float64 { return rows[r][c] }, nil)}, state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -615,6 +615,7 @@ func TestDriftAsksForATraining(t *testing.T) {
 			w.lively()
 			w.cfg.Model.Jobs = "automatic"
 			w.cfg.Model.Drift.Samples, w.cfg.Model.Drift.PSI, w.cfg.Model.Drift.KS = 20, limits.PSI, limits.KS
+			w.cfg.Model.Drift.Window = config.Duration(time.Second)
 			w.up()
 			m := w.imports(trained(t, modelSeries, 40))
 			w.promoted(m.ID, true)

@@ -33,6 +33,8 @@ type seated struct {
 	since  time.Time
 	window *drift.Window // nil without a reference
 	tails  drift.Tails
+	seen   time.Duration // for how long there were samples since then
+	last   time.Time     // when it saw the last one
 	// asked is for what a training was asked, and when; refused for what one was, but could not be begun.
 	asked   map[string]time.Time
 	refused map[string]bool
@@ -52,26 +54,35 @@ func newSeated(v registry.Version, h registry.Header, state []byte) (*seated, er
 
 // saw gathers what a sample says of drift; tail is NaN where there is none.
 func (m *seated) saw(x []float64, tail float64) {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.window != nil {
 		m.window.Add(x)
 	}
 	m.tails.Add(tail)
+	if !m.last.IsZero() {
+		m.seen += min(now.Sub(m.last), mostSeen)
+	}
+	m.last = now
 }
 
-// judged is how far live data have moved; fresh begins a new window after that.
-func (m *seated) judged(l drift.Limits, fresh bool) (drift.Verdict, time.Time, bool) {
+// mostSeen is how much of the time between two samples counts as seen: while no host sent any, none is.
+const mostSeen = 10 * time.Minute
+
+// judged is how far live data have moved within a window; fresh begins a new one after that, where this one
+// is over and they have not.
+func (m *seated) judged(l drift.Limits, window time.Duration, fresh bool) (drift.Verdict, time.Time, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.window == nil {
 		return drift.Verdict{}, m.since, false
 	}
-	said := m.said.outcomes()
-	v, since := l.Judge(m.window, max(m.tails.Error(), said.Error())), m.since
-	if fresh {
+	said, seen := m.said.outcomes(), min(1, m.seen.Seconds()/window.Seconds())
+	v, since := l.Judge(m.window, seen, max(m.tails.Error(seen), said.Error())), m.since
+	if fresh && m.seen >= window && !v.Drifted {
 		m.window.Reset()
-		m.tails, m.since = drift.Tails{}, time.Now().UTC()
+		m.tails, m.seen, m.since = drift.Tails{}, 0, time.Now().UTC()
 	}
 	return v, since, true
 }

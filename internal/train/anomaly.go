@@ -76,7 +76,7 @@ func trainAnomaly(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	if err != nil {
 		return nil, err
 	}
-	h.Reference = drift.NewReference(h.Series, len(rows), func(r, c int) float64 { return rows[r][c] })
+	h.Reference = drift.NewReference(h.Series, len(rows), func(r, c int) float64 { return rows[r][c] }, nil)
 	return d.MarshalBinary()
 }
 
@@ -167,7 +167,7 @@ func judge(runs []run, chosen []int, h *registry.Header) error {
 	h.Metrics["held_out_rows"] = float64(len(scores))
 	if n > 0 {
 		h.Metrics["tail_below_1pct"] = below / n
-		h.Metrics["tail_error"] = tails.Error()
+		h.Metrics["tail_error"] = tails.Error(1)
 	}
 	odd := 0
 	for _, l := range labels {

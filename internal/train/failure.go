@@ -83,7 +83,7 @@ func trainFailure(ctx context.Context, s Spec, h *registry.Header, progress Prog
 	if err != nil {
 		return nil, unfit("%v", err)
 	}
-	h.Reference = drift.NewReference(h.Series, len(e.X), func(r, c int) float64 { return e.X[r][c] })
+	h.Reference = drift.NewReference(h.Series, len(e.X), func(r, c int) float64 { return e.X[r][c] }, e.Weight)
 	return m.MarshalBinary()
 }
 

@@ -6,6 +6,12 @@
 // (live-train)·ln(live/train) (Siddiqi, "Credit Risk Scorecards", 2006: under 0.1 is stable,
 // over 0.25 is a shift), and by the Kolmogorov-Smirnov distance at the bins' edges. A value
 // that makes up a tenth of the training data has a bin of its own.
+//
+// Loads have days and weeks, so that a part of a week is unlike the whole also where nothing has
+// changed. Therefore live data are compared over a window of time, of which what has not been seen
+// yet counts as it was in training: a part weighs as much as it is of the window. Of a model that was
+// trained on whole weeks a part of an ordinary week is then never farther than KS 0.204, at which the
+// two weekend days and the work days would have no value in common: 2/7 · 5/7.
 package drift
 
 import (
@@ -37,37 +43,56 @@ type Histogram struct {
 	Missing float64 `json:"missing"`
 }
 
-// NewReference takes the distribution of rows, with a column for each name.
-func NewReference(names []string, rows int, value func(row, column int) float64) *Reference {
+// weighed is a value that stands for as many as weight.
+type weighed struct{ value, weight float64 }
+
+// NewReference takes the distribution of rows, with a column for each name. Each row stands for as many
+// as its weight, over 0; nil means that all weigh the same.
+func NewReference(names []string, rows int, value func(row, column int) float64, weight []float64) *Reference {
 	r := &Reference{}
-	values := make([]float64, 0, rows)
+	values := make([]weighed, 0, rows)
 	for c, name := range names {
 		values = values[:0]
+		there, all := 0.0, 0.0
 		for i := range rows {
+			w := 1.0
+			if weight != nil {
+				w = weight[i]
+			}
+			all += w
 			if v := value(i, c); !math.IsNaN(v) && !math.IsInf(v, 0) {
-				values = append(values, v)
+				values = append(values, weighed{v, w})
+				there += w
 			}
 		}
-		slices.Sort(values)
-		h := Histogram{Name: name, Edges: edges(values), Missing: 1 - float64(len(values))/float64(max(rows, 1))}
+		slices.SortFunc(values, func(a, b weighed) int { return cmp.Compare(a.value, b.value) })
+		h := Histogram{Name: name, Edges: edges(values, there)}
+		if all > 0 {
+			h.Missing = max(0, 1-there/all)
+		}
 		h.Shares = make([]float64, len(h.Edges)+1)
 		for _, v := range values {
-			h.Shares[h.bin(v)] += 1 / float64(len(values))
+			h.Shares[h.bin(v.value)] += v.weight / there
 		}
 		r.Series = append(r.Series, h)
 	}
 	return r
 }
 
-// edges are the inner deciles of sorted values; a value that is two of them is an atom, and
-// gets the bin from itself to the next number.
-func edges(sorted []float64) []float64 {
+// edges are the inner deciles of sorted values that weigh so much together; a value that is two of
+// them is an atom, and gets the bin from itself to the next number.
+func edges(sorted []weighed, total float64) []float64 {
 	out := []float64{}
 	if len(sorted) == 0 {
 		return out
 	}
+	at, below := 0, 0.0 // below is what weighs less than sorted[at]
 	for i := 1; i < bins; i++ {
-		v := sorted[i*len(sorted)/bins]
+		for at < len(sorted)-1 && below+sorted[at].weight <= total*float64(i)/bins {
+			below += sorted[at].weight
+			at++
+		}
+		v := sorted[at].value
 		if n := len(out); n > 0 && out[n-1] >= v {
 			if out[n-1] == v && v < math.MaxFloat64 {
 				out = append(out, math.Nextafter(v, math.Inf(1)))
@@ -200,24 +225,23 @@ type Distance struct {
 	KS float64 `json:"ks"`
 }
 
-// Distances compares, the farthest series first.
-func (w *Window) Distances() []Distance {
+// Distances compares, the farthest series first. seen is the share of the window of time that its samples
+// are of, over 0 and up to 1: the rest counts as it was in training.
+func (w *Window) Distances(seen float64) []Distance {
 	out := make([]Distance, 0, len(w.ref.Series))
 	for i, h := range w.ref.Series {
 		d := Distance{Series: h.Name}
 		if w.n > 0 {
-			d.PSI = index(h.Missing, w.missing[i]/w.n)
-			there := w.n - w.missing[i]
+			mixed := func(train, live float64) float64 { return train + seen*(live/w.n-train) }
+			missing := mixed(h.Missing, w.missing[i])
+			d.PSI = index(h.Missing, missing)
 			train, live := 0.0, 0.0
 			for k, share := range h.Shares {
-				got := 0.0
-				if there > 0 {
-					got = w.counts[i][k] / there
-				}
-				d.PSI += index(share*(1-h.Missing), got*there/w.n)
+				got := mixed(share*(1-h.Missing), w.counts[i][k])
+				d.PSI += index(share*(1-h.Missing), got)
 				train, live = train+share, live+got
-				if there > 0 && h.Missing < 1 {
-					d.KS = max(d.KS, math.Abs(train-live))
+				if missing < 1 && h.Missing < 1 {
+					d.KS = max(d.KS, math.Abs(train-live/(1-missing)))
 				}
 			}
 		}
@@ -283,9 +307,10 @@ type Verdict struct {
 	Worst []Distance `json:"worst"`
 }
 
-// Judge compares a window, and a calibration error, with the limits.
-func (l Limits) Judge(w *Window, calibration float64) Verdict {
-	all := w.Distances()
+// Judge compares a window, of which so much was seen (see [Window.Distances]), and a calibration error,
+// with the limits.
+func (l Limits) Judge(w *Window, seen, calibration float64) Verdict {
+	all := w.Distances(seen)
 	slices.SortStableFunc(all, func(a, b Distance) int { return cmp.Compare(l.beyond(b), l.beyond(a)) })
 	v := Verdict{Samples: w.Samples(), Series: len(all), Calibration: calibration, Worst: all[:min(5, len(all))]}
 	v.Ready = v.Samples >= l.Samples
@@ -376,15 +401,15 @@ func (t *Tails) Add(p float64) {
 	}
 }
 
-// Error is by how many powers of ten the rarest tails that can be judged come too often,
-// 0 where they do not.
-func (t *Tails) Error() float64 {
+// Error is by how many powers of ten the rarest tails that can be judged come too often, 0 where they
+// do not. seen is the share of the window of time that they are of: the rest counts as calibrated.
+func (t *Tails) Error(seen float64) float64 {
 	worst := 0.0
 	for i, step := range tailSteps {
 		if t.Samples*step < 20 {
 			break // too few are expected
 		}
-		worst = max(worst, math.Log10(max(t.Below[i], 1e-9)/(t.Samples*step)))
+		worst = max(worst, math.Log10(1+seen*(t.Below[i]/(t.Samples*step)-1)))
 	}
 	return worst
 }

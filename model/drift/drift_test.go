@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -11,7 +12,7 @@ import (
 var limits = Limits{PSI: 0.25, KS: 0.2, Ratio: 0.3, Samples: 1000, Calibration: 0.5}
 
 func reference(r *rand.Rand) *Reference {
-	return NewReference([]string{"normal", "constant", "counter", "sparse"}, 5000, func(_, c int) float64 { return draw(r, c, 0, 1) })
+	return NewReference([]string{"normal", "constant", "counter", "sparse"}, 5000, func(_, c int) float64 { return draw(r, c, 0, 1) }, nil)
 }
 
 func draw(r *rand.Rand, column int, shift, scale float64) float64 {
@@ -47,17 +48,17 @@ func TestTheSameIsNoDriftAndAShiftIs(t *testing.T) {
 	ref := reference(r)
 	same := NewWindow(ref)
 	fill(same, r, 3000, 0, 1)
-	for _, d := range same.Distances() {
+	for _, d := range same.Distances(1) {
 		if d.PSI > 0.05 || d.KS > 0.05 {
 			t.Errorf("the same: %+v", d)
 		}
 	}
-	if v := limits.Judge(same, 0); v.Drifted || !v.Ready || v.Shifted != 0 {
+	if v := limits.Judge(same, 1, 0); v.Drifted || !v.Ready || v.Shifted != 0 {
 		t.Errorf("the same: %+v", v)
 	}
 	moved := NewWindow(ref)
 	fill(moved, r, 3000, 1.5, 1)
-	v := limits.Judge(moved, 0)
+	v := limits.Judge(moved, 1, 0)
 	if !v.Drifted || v.Shifted < 3 || !strings.Contains(v.Why, "series") {
 		t.Errorf("shifted: %+v", v)
 	}
@@ -72,7 +73,7 @@ func TestTheSameIsNoDriftAndAShiftIs(t *testing.T) {
 // is little in each and adds up, and one between two bins hardly adds up.
 func TestEitherMeasureFindsAShift(t *testing.T) {
 	r := rand.New(rand.NewPCG(11, 12))
-	ref := NewReference([]string{"steady", "moving"}, 5000, func(int, int) float64 { return r.Float64() })
+	ref := NewReference([]string{"steady", "moving"}, 5000, func(int, int) float64 { return r.Float64() }, nil)
 	for name, c := range map[string]struct {
 		move func(u float64) float64
 		want string
@@ -96,12 +97,75 @@ func TestEitherMeasureFindsAShift(t *testing.T) {
 			w.Add([]float64{r.Float64(), c.move(r.Float64())})
 		}
 		l := limits
-		v := l.Judge(w, 0)
+		v := l.Judge(w, 1, 0)
 		if !v.Drifted || v.Shifted != 1 || v.Worst[0].Series != "moving" || !strings.Contains(v.Why, c.want) {
 			t.Errorf("%s: %+v", name, v)
 		}
-		if l.PSI, l.KS = c.deaf.PSI, c.deaf.KS; l.Judge(w, 0).Drifted {
+		if l.PSI, l.KS = c.deaf.PSI, c.deaf.KS; l.Judge(w, 1, 0).Drifted {
 			t.Errorf("%s is found by the other measure: %+v", name, v)
+		}
+	}
+}
+
+// A part of an ordinary week is no drift, whenever the window begins and however unlike the weekend is,
+// and what has changed is one before the window is over.
+func TestAPartOfAWeekIsNoDrift(t *testing.T) {
+	r := rand.New(rand.NewPCG(13, 14))
+	of := func(day int, shift float64) []float64 {
+		if day%7 >= 5 {
+			shift += 3 // 0.87 by the Kolmogorov-Smirnov distance
+		}
+		return []float64{shift + r.NormFloat64()}
+	}
+	const perDay = 2000
+	ref := NewReference([]string{"load"}, 28*perDay, func(row, _ int) float64 { return of(row/perDay, 0)[0] }, nil)
+	for begin := range 7 {
+		for _, shift := range []float64{0, 1.5} { // 1.5 is 0.55
+			w, since := NewWindow(ref), 0
+			for day := range 7 {
+				for range perDay {
+					w.Add(of(begin+day, shift))
+				}
+				if limits.Judge(w, float64(day+1)/7, 0).Drifted && since == 0 {
+					since = day + 1
+				}
+			}
+			if shift == 0 && since != 0 || shift != 0 && (since == 0 || since > 5) {
+				t.Errorf("from day %d on, moved by %v, it has drifted after %d days", begin, shift, since)
+			}
+		}
+	}
+	var tails Tails
+	for range 50_000 {
+		tails.Add(r.Float64() * r.Float64())
+	}
+	if day, week := tails.Error(1/7.), tails.Error(1); day > 0.4 || week < 0.6 {
+		t.Errorf("tails that come too often are off by %v after a day, and by %v after a week", day, week)
+	}
+}
+
+// A row that stands for several is worth as many.
+func TestAWeighedReference(t *testing.T) {
+	r := rand.New(rand.NewPCG(15, 16))
+	var rows, repeated, weight []float64
+	for i := range 3000 {
+		v, n := math.Round(20*r.NormFloat64()), 1+i%4
+		if i%10 == 0 {
+			v = math.NaN()
+		}
+		rows, weight = append(rows, v), append(weight, float64(n))
+		for range n {
+			repeated = append(repeated, v)
+		}
+	}
+	a := NewReference([]string{"x"}, len(rows), func(row, _ int) float64 { return rows[row] }, weight).Series[0]
+	b := NewReference([]string{"x"}, len(repeated), func(row, _ int) float64 { return repeated[row] }, nil).Series[0]
+	if !slices.Equal(a.Edges, b.Edges) || math.Abs(a.Missing-b.Missing) > 1e-9 {
+		t.Fatalf("by weights %+v, repeated %+v", a, b)
+	}
+	for i := range a.Shares {
+		if math.Abs(a.Shares[i]-b.Shares[i]) > 1e-9 {
+			t.Errorf("by weights %+v, repeated %+v", a, b)
 		}
 	}
 }
@@ -113,7 +177,7 @@ func TestMissingIsSeen(t *testing.T) {
 		w.Add([]float64{math.NaN(), 64, 0, math.NaN()})
 	}
 	found := map[string]float64{}
-	for _, d := range w.Distances() {
+	for _, d := range w.Distances(1) {
 		found[d.Series] = d.PSI
 	}
 	if found["normal"] < 1 || found["sparse"] < 0.25 || found["constant"] > 0.01 {
@@ -124,10 +188,10 @@ func TestMissingIsSeen(t *testing.T) {
 func TestFewSamplesAreNotJudged(t *testing.T) {
 	w := NewWindow(reference(rand.New(rand.NewPCG(5, 6))))
 	w.Add([]float64{1e9, 1e9, 1e9, 1e9})
-	if v := limits.Judge(w, 9); v.Ready || v.Drifted {
+	if v := limits.Judge(w, 1, 9); v.Ready || v.Drifted {
 		t.Errorf("%+v", v)
 	}
-	if v := limits.Judge(NewWindow(&Reference{}), 0); v.Drifted {
+	if v := limits.Judge(NewWindow(&Reference{}), 1, 0); v.Drifted {
 		t.Errorf("%+v", v)
 	}
 }
@@ -160,8 +224,8 @@ func TestCalibration(t *testing.T) {
 		quiet.Add(p)
 		loud.Add(p * p)
 	}
-	if quiet.Error() > 0.2 || loud.Error() < 0.8 {
-		t.Errorf("uniform tails %.2f, tails that come too often %.2f", quiet.Error(), loud.Error())
+	if quiet.Error(1) > 0.2 || loud.Error(1) < 0.8 {
+		t.Errorf("uniform tails %.2f, tails that come too often %.2f", quiet.Error(1), loud.Error(1))
 	}
 }
 

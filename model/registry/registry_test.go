@@ -88,7 +88,7 @@ func model(t testing.TB, n int) []byte {
 	t.Helper()
 	file, err := Encode(Header{
 		Kind: KindAnomaly, Trained: day.Add(time.Duration(n) * time.Hour), Source: "test", Series: []string{"a", "b"}, Code: "test", Metrics: map[string]float64{"auc": 0.9},
-		Reference: drift.NewReference([]string{"a", "b"}, 20, func(r, c int) float64 { return float64(r * c) }),
+		Reference: drift.NewReference([]string{"a", "b"}, 20, func(r, c int) float64 { return float64(r * c) }, nil),
 	}, fmt.Appendf(nil, "state %d", n))
 	if err != nil {
 		t.Fatal(err)
