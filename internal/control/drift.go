@@ -111,22 +111,23 @@ func (p *Plane) restoreDrift(kind registry.Kind, m *seated) {
 	}
 }
 
-// saveDrift stores what champions have counted.
-func (p *Plane) saveDrift(ctx context.Context) {
+// saveCounts stores what champions have counted, and how shadows compare with them.
+func (p *Plane) saveCounts(ctx context.Context) {
 	if p.drifts == nil {
 		return
 	}
 	for _, k := range registry.Kinds() {
-		m := p.roster.of(k).champion
-		if m == nil {
-			continue
+		if m := p.roster.of(k).champion; m != nil {
+			if c, ok := m.count(); ok {
+				if _, err := p.drifts.Put(ctx, string(k), c); err != nil {
+					p.log.Error("what was counted of a model's drift was not stored; a restart counts anew since the last time that it was", "model", m.version.ID, "err", err)
+				}
+			}
 		}
-		c, ok := m.count()
-		if !ok {
-			continue
-		}
-		if _, err := p.drifts.Put(ctx, string(k), c); err != nil {
-			p.log.Error("what was counted of a model's drift was not stored; a restart counts anew since the last time that it was", "model", m.version.ID, "err", err)
+		if c, ok := p.roster.comparing(k); ok {
+			if _, err := p.shadows.Put(ctx, string(k), c); err != nil {
+				p.log.Error("how a shadow compares was not stored; a restart compares anew since the last time that it was", "model", c.Shadow, "err", err)
+			}
 		}
 	}
 }

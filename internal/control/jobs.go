@@ -255,7 +255,7 @@ func (p *Plane) export(ctx context.Context, j jobs.Job, dir string) error {
 // lifeEvery is how often shadows and drift are looked at.
 const lifeEvery = time.Minute
 
-// liveModels promotes by rule, asks for trainings, and stores what was counted of drift, until ctx ends.
+// liveModels promotes by rule, asks for trainings, and stores what was counted, until ctx ends.
 func (p *Plane) liveModels(ctx context.Context) {
 	look, save := time.NewTicker(p.lookEvery), time.NewTicker(saveModelsEvery)
 	defer look.Stop()
@@ -265,12 +265,12 @@ func (p *Plane) liveModels(ctx context.Context) {
 		case <-ctx.Done():
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second) // the bus may be away
 			defer cancel()
-			p.saveDrift(end)
+			p.saveCounts(end)
 			return
 		case now := <-look.C:
 			p.lookAtModels(ctx, now.UTC())
 		case <-save.C:
-			p.saveDrift(ctx)
+			p.saveCounts(ctx)
 		}
 	}
 }

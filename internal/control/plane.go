@@ -69,6 +69,7 @@ type Plane struct {
 	recommender *recommender
 	policies    *policies
 	freezes     *bus.Table[fleet.Freeze]
+	shadows     *bus.Table[comparing] // nil in a demonstration
 	// surroundings is what the guard decides on.
 	surroundings surroundings
 	executions   *bus.Table[executor.Record]
@@ -199,6 +200,10 @@ func (p *Plane) open(ctx context.Context, o Options) error {
 		if p.drifts, err = bus.OpenTable[driftCount](ctx, p.bus, "DRIFT", nil); err != nil {
 			return err
 		}
+		if p.shadows, err = bus.OpenTable[comparing](ctx, p.bus, "SHADOWS", nil); err != nil {
+			return err
+		}
+		p.roster.stored = p.storedShadow
 	}
 	for _, open := range []func(context.Context) error{p.openIncidents, p.openModels, p.openJobs} {
 		if err := open(ctx); err != nil {

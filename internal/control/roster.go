@@ -90,29 +90,39 @@ func (m *seated) judged(l drift.Limits, window time.Duration, fresh bool) (drift
 // crew is who scores, of one kind.
 type crew struct{ champion, shadow *seated }
 
+// ids are the versions of a crew that has a shadow; champion is "" where it has none.
+func (c *crew) ids() (shadow, champion string) {
+	if c.champion != nil {
+		champion = c.champion.version.ID
+	}
+	return c.shadow.version.ID, champion
+}
+
 // roster is who scores, and how they compare. It is safe for concurrent use.
 type roster struct {
 	alarm   func() *predictor.Alarm // on anomaly scores
 	horizon time.Duration           // for how long ahead an alarm is meant
 	crews   map[registry.Kind]*atomic.Pointer[crew]
+	// stored is what was compared of a shadow before a restart, if anything; nil where nothing is stored.
+	stored func(registry.Kind, *crew) *comparing
 
 	mu       sync.Mutex
 	compared map[registry.Kind]*comparing
 	trouble  map[string]string
 }
 
-// comparing adds up what shadow and champion say of the same samples.
+// comparing adds up what shadow and champion say of the same samples: it has sums in place of means.
 type comparing struct {
 	registry.Comparison
-	champion, shadow, difference, absolute float64
-	hosts                                  map[fleet.HostID]*compared
+	ByHost map[fleet.HostID]*compared `json:"by_host"`
 }
 
 // compared is when champion and shadow scored a host, and when an alarm of each began, the
 // latest last.
 type compared struct {
-	from, to time.Time
-	alarms   [2][]time.Time
+	From   time.Time      `json:"from"`
+	To     time.Time      `json:"to"`
+	Alarms [2][]time.Time `json:"alarms"`
 }
 
 // mostAlarms is how many alarms of a host are kept of each, to tell whether one came before an
@@ -121,7 +131,7 @@ const mostAlarms = 64
 
 // foresaw says whether one of them had begun an alarm then, at most a horizon before.
 func (c *compared) foresaw(who int, at time.Time, horizon time.Duration) bool {
-	return slices.ContainsFunc(c.alarms[who], func(began time.Time) bool { return !began.After(at) && at.Sub(began) <= horizon })
+	return slices.ContainsFunc(c.Alarms[who], func(began time.Time) bool { return !began.After(at) && at.Sub(began) <= horizon })
 }
 
 // newRoster returns an empty one, for hosts that are sampled so often.
@@ -152,12 +162,15 @@ func (r *roster) seat(k registry.Kind, s registry.State, m *seated) {
 	r.crews[k].Store(&now)
 	delete(r.compared, k)
 	if now.shadow != nil {
-		c := &comparing{hosts: make(map[fleet.HostID]*compared)}
-		c.Shadow, c.Since = now.shadow.version.ID, time.Now().UTC()
-		if now.champion != nil {
-			c.Champion = now.champion.version.ID
+		if r.stored != nil {
+			r.compared[k] = r.stored(k, &now)
 		}
-		r.compared[k] = c
+		if r.compared[k] == nil {
+			c := &comparing{ByHost: make(map[fleet.HostID]*compared)}
+			c.Shadow, c.Champion = now.ids()
+			c.Since = time.Now().UTC()
+			r.compared[k] = c
+		}
 	}
 }
 
@@ -220,19 +233,19 @@ func (r *roster) compare(k registry.Kind, host fleet.HostID, at time.Time, champ
 	if c == nil {
 		return
 	}
-	h := c.hosts[host]
+	h := c.ByHost[host]
 	if h == nil {
-		h = &compared{from: at}
-		c.hosts[host] = h
+		h = &compared{From: at}
+		c.ByHost[host] = h
 	}
-	h.to = at
+	h.To = at
 	c.Samples++
-	c.champion, c.shadow = c.champion+champion, c.shadow+shadow
-	c.difference, c.absolute = c.difference+shadow-champion, c.absolute+math.Abs(shadow-champion)
+	c.MeanChampion, c.MeanShadow = c.MeanChampion+champion, c.MeanShadow+shadow
+	c.MeanDifference, c.MeanAbsolute = c.MeanDifference+shadow-champion, c.MeanAbsolute+math.Abs(shadow-champion)
 	for i, count := range []*int64{&c.AlarmsChampion, &c.AlarmsShadow} {
 		if alarms[i] {
 			*count++
-			h.alarms[i] = append(h.alarms[i][max(0, len(h.alarms[i])-mostAlarms+1):], at)
+			h.Alarms[i] = append(h.Alarms[i][max(0, len(h.Alarms[i])-mostAlarms+1):], at)
 		}
 	}
 }
@@ -248,12 +261,12 @@ func (r *roster) comparisons(incidents []fleet.Incident) map[registry.Kind]regis
 	out := make(map[registry.Kind]registry.Comparison)
 	for k, c := range r.compared {
 		v, n := c.Comparison, max(1, float64(c.Samples))
-		v.Hosts = len(c.hosts)
-		v.MeanChampion, v.MeanShadow, v.MeanDifference, v.MeanAbsolute = c.champion/n, c.shadow/n, c.difference/n, c.absolute/n
+		v.Hosts = len(c.ByHost)
+		v.MeanChampion, v.MeanShadow, v.MeanDifference, v.MeanAbsolute = v.MeanChampion/n, v.MeanShadow/n, v.MeanDifference/n, v.MeanAbsolute/n
 		last := make(map[fleet.HostID]time.Time)
 		for _, i := range incidents {
-			h := c.hosts[i.Host]
-			if h == nil || i.From.Before(h.from) || i.From.Sub(h.to) > r.horizon || !last[i.Host].IsZero() && i.From.Sub(last[i.Host]) <= r.horizon {
+			h := c.ByHost[i.Host]
+			if h == nil || i.From.Before(h.From) || i.From.Sub(h.To) > r.horizon || !last[i.Host].IsZero() && i.From.Sub(last[i.Host]) <= r.horizon {
 				continue
 			}
 			last[i.Host] = i.From
