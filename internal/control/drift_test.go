@@ -121,8 +121,9 @@ func TestWhatWasForetoldIsJudgedAfterARestart(t *testing.T) {
 func counting(t testing.TB) *seated {
 	ref := drift.NewReference([]string{"a", "b"}, 100, func(row, column int) float64 { return float64(row * (column + 1)) }, nil)
 	m := &seated{version: registry.Version{ID: "m"}, since: time.Now().UTC().Add(-time.Minute), asked: map[string]time.Time{"age": time.Now().UTC()}, window: drift.NewWindow(ref)}
+	var episodes drift.Episodes
 	for i := range 500 {
-		m.saw([]float64{float64(i), math.NaN()}, float64(i%100)/100)
+		m.saw([]float64{float64(i), math.NaN()}, float64(i%100)/100, &episodes)
 	}
 	m.said.say("h1", promise{time.Now().UTC().Add(-3 * time.Hour), time.Hour, 0.5})
 	m.said.say("h1", promise{time.Now().UTC().Add(-time.Hour), time.Hour, 0.5})
@@ -259,7 +260,7 @@ func FuzzDriftCount(f *testing.F) {
 		if again.Model = c.Model; again.Seen != c.Seen || !reflect.DeepEqual(again.Window, c.Window) || again.Tails != c.Tails || again.Outcomes != c.Outcomes {
 			t.Fatalf("%+v has become %+v", c, again)
 		}
-		m.saw([]float64{1, 2}, 0.5)
+		m.saw([]float64{1, 2}, 0.5, new(drift.Episodes))
 		m.said.settle(time.Now(), nil, func(fleet.HostID) time.Time { return time.Now() })
 		if v, _, ok := m.judged(drift.Limits{PSI: 0.1, KS: 0.1, Ratio: 0.1, Samples: 1, Calibration: 0.1}, time.Hour, false); !ok || v.Samples != int(c.Window.Samples)+1 || math.IsNaN(v.Calibration) {
 			t.Fatalf("%+v of %+v", v, c)

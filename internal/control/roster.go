@@ -52,15 +52,16 @@ func newSeated(v registry.Version, h registry.Header, state []byte) (*seated, er
 	return m, err
 }
 
-// saw gathers what a sample says of drift; tail is NaN where there is none.
-func (m *seated) saw(x []float64, tail float64) {
+// saw gathers what a sample says of drift; tail is NaN where there is none. host is in which episodes its
+// host is.
+func (m *seated) saw(x []float64, tail float64, host *drift.Episodes) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.window != nil {
 		m.window.Add(x)
 	}
-	m.tails.Add(tail)
+	m.tails.Add(tail, host)
 	if !m.last.IsZero() {
 		m.seen += min(now.Sub(m.last), mostSeen)
 	}
@@ -290,6 +291,8 @@ type chair struct {
 	scorer  *stream.Detector
 	x       []float64
 	width   int // of the host when it was made
+	// episodes of rare scores in which the host is.
+	episodes drift.Episodes
 }
 
 // sit makes the place, or none where the host lacks a series of the model or the model is nil.
@@ -327,7 +330,7 @@ func (c *chair) observe(at time.Time, x []float64) (tail float64, ok bool) {
 		c.x[i] = x[k]
 	}
 	_, tail = c.scorer.Observe(at, c.x)
-	c.model.saw(c.x, tail)
+	c.model.saw(c.x, tail, &c.episodes)
 	return tail, true
 }
 
@@ -381,7 +384,7 @@ func (f *forecast) improve(r *roster, out *fleet.Prediction) {
 	f.features.Vector(f.x)
 	said := out.FailureProbability
 	if m := c.champion; m != nil {
-		m.saw(f.x, math.NaN())
+		m.saw(f.x, math.NaN(), nil)
 		t := f.ask(m.failure, out.HorizonSeconds)
 		said = t.within
 		if !out.Simulated {

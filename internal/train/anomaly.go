@@ -147,6 +147,7 @@ func judge(runs []run, chosen []int, h *registry.Header) error {
 		}
 		d.Reset()
 		parts := make([]float64, len(chosen))
+		var episodes drift.Episodes
 		begin := int(until * float64(len(r.rows)))
 		for i := max(0, begin-60); i < len(r.rows); i++ { // the first minute warms it up
 			_, tail := d.Observe(time.Time{}, pick(r.rows[i], chosen))
@@ -156,7 +157,7 @@ func judge(runs []run, chosen []int, h *registry.Header) error {
 			odd := r.odd != nil && r.odd[i]
 			scores, labels = append(scores, d.Explain(parts)), append(labels, odd)
 			if !odd {
-				tails.Add(tail)
+				tails.Add(tail, &episodes)
 				n++
 				if tail <= 0.01 {
 					below++

@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/tardigrade-recovery/tardigrade/model/tail"
 )
 
 const (
@@ -378,25 +380,35 @@ func (c *Calibration) Error() float64 {
 }
 
 // Tails follows whether tail probabilities are what they say: of a calibrated detector on
-// healthy hosts, a share p of the samples has a tail of at most p.
+// healthy hosts, an episode of tails of at most p begins p times a sample.
 type Tails struct {
-	// Samples is how many were added, Below how many of these had a tail of at most 0.3, 0.1, 0.03, 0.01,
-	// 0.003 and 0.001.
+	// Samples is how many were added, Below at how many of these an episode of tails of at most 0.3, 0.1,
+	// 0.03, 0.01, 0.003 and 0.001 began.
 	Samples float64                 `json:"samples"`
 	Below   [len(tailSteps)]float64 `json:"below"`
 }
 
 var tailSteps = [...]float64{0.3, 0.1, 0.03, 0.01, 0.003, 0.001}
 
-// Add takes a tail.
-func (t *Tails) Add(p float64) {
+// Episodes is in which episodes a host is: for how many of its samples each goes on unless another one
+// is of it. The zero value is in none.
+type Episodes [len(tailSteps)]int
+
+// Add takes the tail of the next sample of a host.
+func (t *Tails) Add(p float64, host *Episodes) {
 	if math.IsNaN(p) {
 		return
 	}
 	t.Samples++
 	for i, step := range tailSteps {
-		if p <= step {
-			t.Below[i]++
+		switch {
+		case p <= step:
+			if host[i] == 0 {
+				t.Below[i]++
+			}
+			host[i] = tail.Apart
+		case host[i] > 0:
+			host[i]--
 		}
 	}
 }
@@ -416,12 +428,10 @@ func (t *Tails) Error(seen float64) float64 {
 
 // Check says what is wrong with tails that were read.
 func (t *Tails) Check() error {
-	most := t.Samples
 	for _, n := range append([]float64{t.Samples}, t.Below[:]...) {
-		if !count(n) || n > most {
-			return fmt.Errorf("drift: of %v samples %v had tails that are at most %v", t.Samples, t.Below, tailSteps)
+		if !count(n) || n > t.Samples {
+			return fmt.Errorf("drift: at %v of %v samples episodes of tails of at most %v began", t.Below, t.Samples, tailSteps)
 		}
-		most = n
 	}
 	return nil
 }

@@ -135,13 +135,6 @@ func TestAPartOfAWeekIsNoDrift(t *testing.T) {
 			}
 		}
 	}
-	var tails Tails
-	for range 50_000 {
-		tails.Add(r.Float64() * r.Float64())
-	}
-	if day, week := tails.Error(1/7.), tails.Error(1); day > 0.4 || week < 0.6 {
-		t.Errorf("tails that come too often are off by %v after a day, and by %v after a week", day, week)
-	}
 }
 
 // A row that stands for several is worth as many.
@@ -218,14 +211,34 @@ func TestCalibration(t *testing.T) {
 	if good.Error() > 0.02 || bad.Error() < 0.15 {
 		t.Errorf("true probabilities %.3f, false ones %.3f", good.Error(), bad.Error())
 	}
-	var quiet, loud Tails
-	for range 50_000 {
-		p := r.Float64()
-		quiet.Add(p)
-		loud.Add(p * p)
+}
+
+// episodic are the tails of a host on which one sample in a hundred begins an episode of ten, of tails up
+// to some most: 0.01 is true, less is too often.
+func episodic(r *rand.Rand, most float64) *Tails {
+	var t Tails
+	var host Episodes
+	for n := 0; n < 50_000; {
+		p, length := 1.0, 1
+		if r.Float64() < 0.01 {
+			p, length = most*r.Float64(), 10
+		}
+		for range length {
+			t.Add(p, &host)
+			n++
+		}
 	}
-	if quiet.Error(1) > 0.2 || loud.Error(1) < 0.8 {
-		t.Errorf("uniform tails %.2f, tails that come too often %.2f", quiet.Error(1), loud.Error(1))
+	return &t
+}
+
+func TestTailsAreOfEpisodes(t *testing.T) {
+	r := rand.New(rand.NewPCG(17, 18))
+	quiet, loud := episodic(r, 0.01), episodic(r, 0.001)
+	if quiet.Error(1) > 0.1 || loud.Error(1) < 0.5 {
+		t.Errorf("true tails %.2f, tails that come too often %.2f", quiet.Error(1), loud.Error(1))
+	}
+	if part := loud.Error(1 / 7.); part > 0.3 || part < 0.1 {
+		t.Errorf("of a seventh of the window %.2f, and of the whole %.2f", part, loud.Error(1))
 	}
 }
 
