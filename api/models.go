@@ -116,10 +116,11 @@ type Training struct {
 	// Dataset names a directory of telemetry under DATA/datasets of the control plane; "" is what
 	// it has stored itself.
 	Dataset string `json:"dataset,omitempty"`
-	// From and To are the range; zero times mean the last 24 hours, or all of a data set.
+	// From and To are the range; zero times mean what the configuration says, or all of a data set.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
-	// StepS is the length in seconds of the windows whose means are learned from; 0 means 60.
+	// StepS is the length in seconds of the windows whose means are learned from; 0 means 60, or the agents'
+	// interval where that is more.
 	StepS float64 `json:"step_s,omitempty"`
 	// Hosts limits it to these; none means all.
 	Hosts []fleet.HostID `json:"hosts,omitempty"`

@@ -98,7 +98,7 @@ func TestFromTelemetryToAChampion(t *testing.T) {
 			t.Errorf("model %s: %v: %s", kind, err, out)
 		}
 	}
-	for args, want := range map[string]string{"--dataset lab": "no data set", "--dataset ../bus": "not a name", "--hosts ../h1": "hosts", "--dataset lab --step 1s": "as it is"} {
+	for args, want := range map[string]string{"--dataset lab": "no data set", "--dataset ../bus": "not a name", "--hosts ../h1": "hosts", "--dataset lab --step 1s": "as it is", "--step 0s": "1s or more"} {
 		if _, err := run(t, append(strings.Fields("train anomaly --submit "+args), server)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("train --submit %s: %v", args, err)
 		}

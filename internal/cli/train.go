@@ -42,7 +42,7 @@ Data come from one of:
   --influx     the InfluxDB of the configuration, from --from to --to; labels are the incidents
                of --incidents FILE (as 'tardigrade incident list --json' prints them)`,
 	}
-	cmd.AddCommand(a.trainKind(registry.KindAnomaly, "the normal of hosts that are alike, on at most 40 host-level series",
+	cmd.AddCommand(a.trainKind(registry.KindAnomaly, "the normal of hosts that are alike, on at most 40 host-level series, from the newest 60000 samples",
 		`  tardigrade train anomaly --data fleet --out anomaly.model
   tardigrade train anomaly --influx --from -72h --to now --out anomaly.model
   tardigrade train anomaly --submit --from -24h`))
@@ -226,7 +226,7 @@ func (a *app) trainKind(kind registry.Kind, what, example string) *cobra.Command
 	f.Uint64Var(&spec.Seed, "seed", 1, "what is drawn at random")
 	f.StringVar(&dataset, "dataset", "", "with --submit: `name` of a directory of telemetry under DATA/datasets of the control plane")
 	f.Lookup("hosts").Usage = "InfluxDB and --submit: these hosts only"
-	f.Lookup("step").Usage = "InfluxDB and --submit: mean over windows of this length; 0s takes every sample"
+	f.Lookup("step").Usage = "InfluxDB and --submit: mean over windows of this length, or from the stream of samples the first of each; 0s takes every sample of InfluxDB, without --submit"
 	f.BoolVar(&submit, "submit", false, "ask the control plane (--server) to train")
 	f.BoolVar(&asJSON, "json", false, "print JSON (the default where stdout is not a terminal)")
 	return cmd
@@ -241,7 +241,10 @@ func submitTraining(cmd *cobra.Command, c *client, kind registry.Kind, p past, d
 	if dataset != "" {
 		body["dataset"] = dataset
 	}
-	if dataset == "" || cmd.Flags().Changed("step") {
+	if cmd.Flags().Changed("step") {
+		if p.step <= 0 {
+			return usageError{fmt.Errorf("--step %v: with --submit it must be 1s or more", p.step)}
+		}
 		body["step_s"] = p.step.Seconds()
 	}
 	if len(p.hosts) > 0 {
