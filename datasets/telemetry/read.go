@@ -30,8 +30,8 @@ const (
 	mostLine     = 1 << 20
 	mostVMs      = 10_000 // of a host
 	mostSeconds  = 1e9
-	// leastInterval is the shortest between two samples, in seconds: that of an agent.
-	leastInterval = 0.1
+	// leastInterval is the shortest between two samples, in seconds: what alarms remember is counted in it.
+	leastInterval = 0.001
 )
 
 // Set is a directory of telemetry, open for reading.

@@ -200,7 +200,7 @@ func (t *tail) Write(p []byte) (int, error) {
 // ofMemory says whether a process ended because it may have no more memory, which also Go's runtime may
 // find out by a fault.
 func (t *tail) ofMemory() bool {
-	for _, words := range []string{"out of memory", "cannot allocate memory"} {
+	for _, words := range []string{"out of memory", "cannot allocate memory", "pthread_create failed"} {
 		if bytes.Contains(t.text, []byte(words)) {
 			return true
 		}
