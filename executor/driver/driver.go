@@ -58,8 +58,9 @@ type Progress struct {
 }
 
 // Lost compares guests before and after an action and says, one sentence each,
-// what is wrong with those that ran before: missing, not running, with another
-// memory size, or no longer answering. Guests that came in between are no loss.
+// what is wrong with those that were there before: missing, not running any more, paused ones
+// ended, with another memory size, or no longer answering. Guests that came in between are no
+// loss, and neither is one that went on.
 func Lost(before, after []fleet.GuestReport) []string {
 	now := make(map[string]fleet.GuestReport, len(after))
 	for _, g := range after {
@@ -67,15 +68,13 @@ func Lost(before, after []fleet.GuestReport) []string {
 	}
 	var lost []string
 	for _, b := range before {
-		if b.State != "running" {
-			continue
-		}
 		a, there := now[b.ID]
 		switch {
+		case b.State == "shut-off":
 		case !there:
 			lost = append(lost, fmt.Sprintf("VM %s is missing", b.ID))
-		case a.State != "running":
-			lost = append(lost, fmt.Sprintf("VM %s was running and is now %s", b.ID, a.State))
+		case a.State != b.State && a.State != "running" && (b.State != Unknown || a.State == "shut-off"):
+			lost = append(lost, fmt.Sprintf("VM %s was %s and is now %s", b.ID, b.State, a.State))
 		case b.MemoryBytes != 0 && a.MemoryBytes != 0 && a.MemoryBytes != b.MemoryBytes:
 			lost = append(lost, fmt.Sprintf("VM %s had %d bytes of memory and has %d now", b.ID, b.MemoryBytes, a.MemoryBytes))
 		case b.Alive && !a.Alive:

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,20 +20,29 @@ func TestLost(t *testing.T) {
 	vm := func(id, state string, memory int64, alive bool) fleet.GuestReport {
 		return fleet.GuestReport{VM: fleet.VM{ID: id, State: state, MemoryBytes: memory}, Alive: alive}
 	}
-	before := []fleet.GuestReport{vm("a", "running", 100, true), vm("b", "paused", 100, false), vm("c", "shut-off", 0, false), vm("d", "running", 0, false)}
+	before := []fleet.GuestReport{vm("a", "running", 100, true), vm("b", "paused", 100, false), vm("c", "shut-off", 0, false), vm("d", "running", 0, false), vm("e", Unknown, 0, false)}
+	replaced := func(g fleet.GuestReport) []fleet.GuestReport {
+		after := slices.Clone(before)
+		after[slices.IndexFunc(after, func(b fleet.GuestReport) bool { return b.ID == g.ID })] = g
+		return after
+	}
 	for name, c := range map[string]struct {
 		after []fleet.GuestReport
 		want  string
 	}{
-		"the same":      {before, ""},
-		"one more":      {append([]fleet.GuestReport{vm("e", "running", 1, true)}, before...), ""},
-		"missing":       {before[1:], "VM a is missing"},
-		"nothing":       {nil, "VM a is missing; VM d is missing"},
-		"paused":        {append([]fleet.GuestReport{vm("a", "paused", 100, false)}, before[1:]...), "VM a was running and is now paused"},
-		"another size":  {append([]fleet.GuestReport{vm("a", "running", 50, true)}, before[1:]...), "VM a had 100 bytes"},
-		"size unknown":  {append([]fleet.GuestReport{vm("a", "running", 0, true)}, before[1:]...), ""},
-		"silent":        {append([]fleet.GuestReport{vm("a", "running", 100, false)}, before[1:]...), "VM a does not answer"},
-		"others stayed": {[]fleet.GuestReport{before[0], before[3]}, ""},
+		"the same":       {before, ""},
+		"one more":       {append([]fleet.GuestReport{vm("f", "running", 1, true)}, before...), ""},
+		"missing":        {before[1:], "VM a is missing"},
+		"nothing":        {nil, "VM a is missing; VM b is missing; VM d is missing; VM e is missing"},
+		"paused ended":   {replaced(vm("b", "shut-off", 100, false)), "VM b was paused and is now shut-off"},
+		"paused went on": {replaced(vm("b", "running", 100, true)), ""},
+		"silent before":  {replaced(vm("e", "paused", 100, false)), ""},
+		"silent ended":   {replaced(vm("e", "shut-off", 0, false)), "VM e was unknown and is now shut-off"},
+		"paused":         {append([]fleet.GuestReport{vm("a", "paused", 100, false)}, before[1:]...), "VM a was running and is now paused"},
+		"another size":   {append([]fleet.GuestReport{vm("a", "running", 50, true)}, before[1:]...), "VM a had 100 bytes"},
+		"size unknown":   {append([]fleet.GuestReport{vm("a", "running", 0, true)}, before[1:]...), ""},
+		"silent":         {append([]fleet.GuestReport{vm("a", "running", 100, false)}, before[1:]...), "VM a does not answer"},
+		"one shut off":   {slices.Delete(slices.Clone(before), 2, 3), ""},
 	} {
 		if got := strings.Join(Lost(before, c.after), "; "); (c.want == "") != (got == "") || !strings.HasPrefix(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)

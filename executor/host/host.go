@@ -299,7 +299,7 @@ func (r *Runner) Handle(_ context.Context, c fleet.Command) error {
 
 // again answers a command that was taken before.
 func (r *Runner) again(j *job, c fleet.Command) error {
-	if c.Token > j.command.Token && c.Token >= r.newest {
+	if c.Token > j.command.Token && c.Token >= r.newest && !j.volatile {
 		if err := r.write(entry{Kind: "token", ID: j.command.ID, Token: c.Token}); err != nil {
 			return fmt.Errorf("take the new token of command %s: %w", c.ID, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -311,17 +312,66 @@ func TestHostRestartsMidway(t *testing.T) {
 		go r.Run(t.Context())
 		r.Handle(t.Context(), b.command("c1", 1))
 		<-c.happen
-		b.sim.Lose("vm1")
 		cfg := b.config()
-		cfg.Boot = "boot2"
+		cfg.Boot = "boot2" // in which the VMs were started anew
 		_, stop := b.run(cfg)
 		rep := b.wait("c1")
 		stop()
-		if rep.Result != fleet.ResultDegraded || !strings.Contains(rep.Detail, "vm1") || !strings.Contains(rep.Detail, "restarted in the middle") {
-			t.Errorf("%s: %s", rep.Result, rep.Detail)
+		for _, want := range []string{"vm1 was on the host", "vm2 was on the host", "restarted in the middle"} {
+			if rep.Result != fleet.ResultDegraded || !strings.Contains(rep.Detail, want) {
+				t.Errorf("%s: %s", rep.Result, rep.Detail)
+			}
 		}
 		if b.sim.Restarts("a.service")+b.sim.Restarts("b.service") != 0 {
 			t.Error("restarted services after the host had restarted")
+		}
+	})
+}
+
+// What had not begun before the host restarted does not begin after that, whatever its clock says.
+func TestNothingBeginsAfterARestart(t *testing.T) {
+	for _, phase := range []fleet.Phase{fleet.PhaseRecycle, fleet.PhaseMigrate} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMigration(t)
+			cmd := m.command("c1", 1)
+			cmd.Phase = phase
+			r, err := New(m.config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Handle(t.Context(), cmd); err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			cfg := m.config()
+			cfg.Boot = "boot2"
+			_, stop := m.run(cfg)
+			defer stop()
+			if rep := m.wait("c1"); rep.Result != fleet.ResultRefused || !strings.Contains(rep.Detail, "has restarted") {
+				t.Errorf("%s: %s", rep.Result, rep.Detail)
+			}
+		})
+	}
+}
+
+// A command that is refused may come again with another token, before its refusal is known.
+func TestRefusedCommandComesAgainWithANewerToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.once(b.config(), b.command("c1", 7))
+		b.away = true
+		r, stop := b.run(b.config())
+		for token := range uint64(9) {
+			if err := r.Handle(t.Context(), b.command("old", token)); err != nil {
+				t.Errorf("token %d: %v", token, err)
+			}
+		}
+		stop()
+		b.away = false
+		r, stop = b.run(b.config())
+		defer stop()
+		if rep := b.once2(r, b.command("c2", 8)); rep.Result != fleet.ResultSucceeded {
+			t.Errorf("%+v", rep)
 		}
 	})
 }
@@ -462,52 +512,41 @@ func TestServiceThatNeverReturnsEndsAtTheDeadline(t *testing.T) {
 	})
 }
 
-// full is a disk without room until it is given some.
+// full is a disk with room for so many writes more; -1 is any number.
 type full struct {
 	journal.File
-	mu   *sync.Mutex
-	room *bool
+	left *atomic.Int64
 }
 
 func (f full) WriteAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !*f.room {
+	if f.left.Load() == 0 {
 		return 0, syscall.ENOSPC
 	}
+	f.left.Add(-1)
 	return f.File.WriteAt(p, off)
 }
 
 func TestFullDiskStopsBeforeTheEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
-		var mu sync.Mutex
-		room := true
+		var left atomic.Int64
+		left.Store(-1)
 		cfg := b.config()
-		cfg.Journal.Wrap = func(f journal.File) journal.File { return full{f, &mu, &room} }
+		cfg.Journal.Wrap = func(f journal.File) journal.File { return full{f, &left} }
 		r, stop := b.run(cfg)
-		mu.Lock()
-		room = false
-		mu.Unlock()
+		left.Store(0)
 		if err := r.Handle(t.Context(), b.command("c1", 1)); !errors.Is(err, journal.ErrFull) {
 			t.Errorf("%v", err)
 		}
-		mu.Lock()
-		room = true
-		mu.Unlock()
+		left.Store(1) // for the command alone
 		if err := r.Handle(t.Context(), b.command("c2", 2)); err != nil {
 			t.Fatal(err)
 		}
-		mu.Lock()
-		room = false
-		mu.Unlock()
 		time.Sleep(10 * time.Second)
 		if b.sim.Restarts("a.service") != 0 {
 			t.Error("acted without a journal")
 		}
-		mu.Lock()
-		room = true
-		mu.Unlock()
+		left.Store(-1)
 		if rep := b.wait("c2"); rep.Result != fleet.ResultSucceeded {
 			t.Errorf("%+v", rep)
 		}

@@ -58,6 +58,9 @@ func (r *Runner) migrate(ctx, limited context.Context, j *job) error {
 	}
 	limited, stop := context.WithCancelCause(limited)
 	defer stop(nil)
+	if j.boot != r.cfg.Boot {
+		stop(errRestarted)
+	}
 	r.mu.Lock()
 	j.stop = func() { stop(&cancelError{j.command.CancelledBy}) }
 	if j.command.CancelledBy != "" {
@@ -140,7 +143,10 @@ func targetOf(targets []fleet.Target, g fleet.GuestReport) (fleet.Target, bool) 
 	return targets[i], true
 }
 
-var errNewer = errors.New("a newer execution has begun on this host")
+var (
+	errNewer     = errors.New("a newer execution has begun on this host")
+	errRestarted = errors.New("the host restarted in the middle of the migration")
+)
 
 // moveOne moves a VM. begun means that it was interrupted in that.
 func (r *Runner) moveOne(ctx, limited context.Context, j *job, g fleet.GuestReport, to fleet.Target, step fleet.Step, begun bool) error {
@@ -327,6 +333,9 @@ func (r *Runner) located(ctx context.Context, j *job, failure error) error {
 			continue
 		}
 		s := sights[i]
+		if s.place == stayed && j.boot != r.cfg.Boot {
+			s.place, s.at.Trouble = lost, "the host restarted, and the VM with it"
+		}
 		counts[s.place]++
 		if s.place == moved {
 			there := fleet.GuestReport{VM: g.VM, Alive: s.at.There == "running", Host: to.Host}

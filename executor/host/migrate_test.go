@@ -93,6 +93,44 @@ func TestMigration(t *testing.T) {
 	})
 }
 
+// The host restarts while its VMs are moved: what runs on it after that is not what ran before, and nothing more
+// is moved.
+func TestHostRestartsDuringAMigration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMigration(t)
+		c := &crash{k: 5, happen: make(chan struct{})} // the intents of the first moves are written
+		cfg := m.config()
+		cfg.ParallelMoves = 1
+		cfg.Journal.Wrap = m.mortal(c).Journal.Wrap
+		m.until(c, cfg, func(ctx context.Context, r *Runner) { r.Handle(ctx, m.command("c1", 1)) })
+		time.Sleep(10 * time.Second)
+		before := map[string]string{}
+		for _, vm := range []string{"vm1", "vm2", "vm3"} {
+			_, before[vm] = m.places(vm)
+		}
+		cfg = m.config()
+		cfg.Boot = "boot2" // in which the VMs that were left were started anew
+		_, stop := m.run(cfg)
+		defer stop()
+		rep := m.wait("c1")
+		if rep.Result != fleet.ResultDegraded || !strings.Contains(rep.Detail, "the host restarted") {
+			t.Errorf("%s: %s", rep.Result, rep.Detail)
+		}
+		n := 0
+		for vm, was := range before {
+			if _, there := m.places(vm); there != was || strings.Contains(rep.Detail, "VM "+vm+" (") != (was == "") {
+				t.Errorf("%s was %q there and is %q: %s", vm, was, there, rep.Detail)
+			}
+			if was != "" {
+				n++
+			}
+		}
+		if n == 0 || n == 3 {
+			t.Errorf("%d VMs moved before the restart", n)
+		}
+	})
+}
+
 func TestMigrationIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*migration, *Config, *fleet.Command)

@@ -71,12 +71,13 @@ func (r *Runner) reset(ctx, limited context.Context, j *job) error {
 			}
 		}
 	}
-	if back == nil {
-		if err := r.cfg.VMs.Forget(); err != nil {
-			r.cfg.Log.Warn("what was written down for the reset stays", "err", err)
-		}
+	if back != nil {
+		return r.conclude(ctx, j, failure, back.Error())
 	}
-	return r.conclude(ctx, j, errors.Join(failure, back))
+	if err := r.cfg.VMs.Forget(); err != nil {
+		r.cfg.Log.Warn("what was written down for the reset stays", "err", err)
+	}
+	return r.conclude(ctx, j, failure)
 }
 
 // preservable refuses the command if a VM cannot be preserved, or if VMs of an earlier
@@ -124,6 +125,11 @@ func (r *Runner) do(ctx, limited context.Context, j *job, name string, f func() 
 		return fmt.Errorf("%w before a VM was frozen", err)
 	}
 	step := r.begin(j, name)
+	if step.Binding {
+		if err := r.reserve(); err != nil {
+			return err
+		}
+	}
 	if err := r.say(j, fleet.Report{Step: &step}, ""); err != nil {
 		return &writeError{err}
 	}
@@ -132,6 +138,16 @@ func (r *Runner) do(ctx, limited context.Context, j *job, name string, f func() 
 		return ctx.Err()
 	}
 	return r.over(j, step, detail, err)
+}
+
+// reserved is what the journal has room for from the begin of a binding step on, in bytes: all that is
+// written until the VMs are back. Otherwise a disk that is full by then would keep them out.
+const reserved = 64 << 10
+
+func (r *Runner) reserve() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.journal.Reserve(reserved)
 }
 
 // bound tells whether a step has begun after which the job is not cancelled any more.
@@ -189,26 +205,31 @@ func (r *Runner) moveAll(ctx context.Context, j *job) (detail string, err error)
 
 // resetKernel brings the host to its next boot. It returns nil in that boot.
 func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
+	m := mark(j.command.ID)
 	step, begun := j.step(stepReset)
+	var err error
 	if begun && step.State == fleet.StepRunning {
 		step = r.begin(j, stepReset)
 		if j.boot != r.cfg.Boot {
 			return r.over(j, step, fmt.Sprintf("this is boot %s, after %v", r.cfg.Boot, r.cfg.Clock().Sub(step.Started).Round(time.Millisecond)), nil)
 		}
-		return r.over(j, step, "", r.await(ctx))
-	}
-	m := mark(j.command.ID)
-	err := r.do(ctx, limited, j, stepLoad, func() (string, error) { return "", r.cfg.Kernel.Load(limited, m) })
-	if err == nil {
-		err = r.do(ctx, limited, j, stepSave, func() (string, error) { return "", r.cfg.VMs.Save(limited, m) })
-	}
-	if err == nil {
-		err = r.do(ctx, limited, j, stepReset, func() (string, error) {
-			if err := r.cfg.Kernel.Reset(limited); err != nil {
-				return "", err
-			}
-			return "", r.await(ctx)
-		})
+		if err = r.await(ctx); ctx.Err() != nil {
+			return ctx.Err() // the host may be ending
+		}
+		err = r.over(j, step, "", err)
+	} else {
+		err = r.do(ctx, limited, j, stepLoad, func() (string, error) { return "", r.cfg.Kernel.Load(limited, m) })
+		if err == nil {
+			err = r.do(ctx, limited, j, stepSave, func() (string, error) { return "", r.cfg.VMs.Save(limited, m) })
+		}
+		if err == nil {
+			err = r.do(ctx, limited, j, stepReset, func() (string, error) {
+				if err := r.cfg.Kernel.Reset(limited); err != nil {
+					return "", err
+				}
+				return "", r.await(ctx)
+			})
+		}
 	}
 	if err != nil && ctx.Err() == nil && j.boot == r.cfg.Boot {
 		if e := r.cfg.Kernel.Unload(ctx); e != nil {

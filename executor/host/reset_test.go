@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,8 +35,8 @@ type world struct {
 	check, move, save, load, reset, resume error
 	// loses leaves a VM out after a move.
 	loses bool
-	// onCheck, onMove and onLoad, if not nil, are called in their midst.
-	onCheck, onMove, onLoad func()
+	// onCheck and so on, if not nil, are called in their midst.
+	onCheck, onMove, onLoad, onSave func()
 }
 
 func newWorld() *world {
@@ -90,6 +93,9 @@ func (w *world) Save(_ context.Context, mark string) error {
 		return w.save
 	}
 	w.plan, w.out[0], w.out[1] = mark, true, true
+	if w.onSave != nil {
+		w.onSave()
+	}
 	return nil
 }
 
@@ -161,8 +167,11 @@ func (k kernel) Load(_ context.Context, mark string) error {
 func (k kernel) Unload(context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := k.enter(); err != nil {
+		return err
+	}
 	k.loaded = ""
-	return k.enter()
+	return nil
 }
 
 func (k kernel) Underway(context.Context) (bool, error) {
@@ -308,7 +317,7 @@ func TestResetCrashAtEveryWrite(t *testing.T) {
 					switch {
 					case rep.Result != fleet.ResultSucceeded && (rep.Result != fleet.ResultFailed || !strings.Contains(rep.Detail, "interrupted") && !strings.Contains(rep.Detail, "was not reset")):
 						t.Errorf("crash at write %d: %s: %s", k, rep.Result, rep.Detail)
-					case w.resets > 1, slices.Contains(w.out, true), slices.Contains(w.lost, true), w.plan != "", w.stopping:
+					case w.resets > 1, slices.Contains(w.out, true), slices.Contains(w.lost, true), w.plan != "", w.loaded != "", w.stopping:
 						t.Errorf("crash at write %d: %+v", k, w)
 					case !kexec && rep.Result != fleet.ResultSucceeded:
 						t.Errorf("crash at write %d: nothing hindered the move: %s", k, rep.Detail)
@@ -346,6 +355,7 @@ func TestResetThatGoesWrong(t *testing.T) {
 		"a reset that does not begin":   {true, func(w *world) { w.reset = broken }, fleet.ResultFailed, 0, "broken", false},
 		"a VM that does not come back":  {true, func(w *world) { w.resume = errors.New("VM vm0: its state does not load") }, fleet.ResultDegraded, 1, "VM vm0: its state does not load", true},
 		"a VM that stays where it was":  {false, func(w *world) { w.move = broken }, fleet.ResultFailed, 0, "broken", false},
+		"a VM that is not as it was":    {false, func(w *world) { w.move, w.resume = broken, errors.New("VM vm0: another QEMU") }, fleet.ResultDegraded, 0, "VM vm0: another QEMU", true},
 		"a move that loses a VM":        {false, func(w *world) { w.move, w.loses, w.resume = broken, true, broken }, fleet.ResultDegraded, 0, "broken", true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -378,6 +388,65 @@ func TestHostDiesDuringASave(t *testing.T) {
 			t.Errorf("%s: %s", rep.Result, rep.Detail)
 		}
 	})
+}
+
+// The agent comes back while the host is about to end, and is ended with it.
+func TestAgentEndsWithItsHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, w := newBench(t), newWorld()
+		c := &crash{k: 9, happen: make(chan struct{})} // the intent of the reset is written
+		r, err := New(b.resetConfig(w, true, c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go r.Run(t.Context())
+		r.Handle(t.Context(), b.resetCommand("c1", 1))
+		<-c.happen
+		w.mu.Lock()
+		w.stopping = true
+		w.mu.Unlock()
+		_, stop := b.run(b.resetConfig(w, true, immortal()))
+		time.Sleep(10 * time.Second)
+		stop()
+		w.restart()
+		rep := b.through(w, true, immortal(), b.resetCommand("c1", 1))
+		if rep.Result != fleet.ResultSucceeded || w.resets != 1 || slices.Contains(w.out, true) || slices.Contains(w.lost, true) {
+			t.Errorf("%s: %s; %+v", rep.Result, rep.Detail, w)
+		}
+	})
+}
+
+// The disk is full from the moment on in which the VMs are out of the way: they come back all the same, and
+// nothing is done twice.
+func TestFullDiskKeepsNoVMOut(t *testing.T) {
+	for _, kexec := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b, w := newBench(t), newWorld()
+			if err := syscall.Mount("tmpfs", b.dir, "tmpfs", 0, "size=256k"); err != nil {
+				t.Fatalf("mount a small file system: %v (run the tests as root)", err)
+			}
+			defer syscall.Unmount(b.dir, syscall.MNT_DETACH)
+			fill := func() {
+				if err := os.WriteFile(filepath.Join(b.dir, "other"), make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+					t.Errorf("the disk is not full: %v", err)
+				}
+			}
+			w.onMove, w.onSave = fill, fill
+			rep := b.through(w, kexec, immortal(), b.resetCommand("c1", 1))
+			if rep.Result != fleet.ResultSucceeded || slices.Contains(w.out, true) || w.moves[0]+w.resets != 1 {
+				t.Errorf("%s: %s; %+v", rep.Result, rep.Detail, w)
+			}
+			// With no room at all, nothing is frozen.
+			r, stop := b.run(b.resetConfig(w, kexec, immortal()))
+			defer stop()
+			if err := r.Handle(t.Context(), b.resetCommand("c2", 2)); err == nil {
+				time.Sleep(time.Minute)
+			}
+			if w.moves[0]+w.resets != 1 || w.plan != "" {
+				t.Errorf("%+v", w)
+			}
+		})
+	}
 }
 
 // Early in the boot there is no control plane and there are no services.

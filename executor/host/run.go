@@ -27,7 +27,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	for {
 		if err := r.finish(ctx); err != nil {
 			if ctx.Err() != nil {
-				return ended(ctx)
+				return cause(ctx)
 			}
 			if errors.Is(err, journal.ErrBroken) {
 				stop(err)
@@ -35,22 +35,22 @@ func (r *Runner) Run(ctx context.Context) error {
 			}
 			r.cfg.Log.Error("cannot go on with a command, trying again", "err", err)
 			if !sleep(ctx, time.Second) {
-				return ended(ctx)
+				return cause(ctx)
 			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			return ended(ctx)
+			return cause(ctx)
 		case <-r.work:
 		}
 	}
 }
 
-// ended is nil where ctx was cancelled from outside.
-func ended(ctx context.Context) error {
-	if cause := context.Cause(ctx); errors.Is(cause, journal.ErrBroken) {
-		return cause
+// cause is nil where ctx was cancelled from outside.
+func cause(ctx context.Context) error {
+	if err := context.Cause(ctx); errors.Is(err, journal.ErrBroken) {
+		return err
 	}
 	return nil
 }
@@ -160,7 +160,11 @@ func (r *Runner) perform(ctx context.Context, j *job) error {
 	c := j.command
 	r.mu.Unlock()
 	if len(j.reports) == 0 {
-		if why := r.refusal(c); why != "" {
+		why := r.refusal(c)
+		if why == "" && j.boot != r.cfg.Boot {
+			why = "the host has restarted since the command came"
+		}
+		if why != "" {
 			return r.say(j, fleet.Report{Result: fleet.ResultRefused, Detail: why}, "")
 		}
 		if err := r.cancelled(j); err != nil {
@@ -550,8 +554,18 @@ func (r *Runner) stable(ctx context.Context, units []string) error {
 	return errors.Join(errs...)
 }
 
-// conclude counts the VMs again and gives the result.
-func (r *Runner) conclude(ctx context.Context, j *job, failure error) error {
+// ended says which VMs ended with the host, which restarted by itself.
+func ended(before []fleet.GuestReport) (lost []string) {
+	for _, g := range before {
+		if g.State != "shut-off" {
+			lost = append(lost, fmt.Sprintf("VM %s was on the host when that restarted", g.ID))
+		}
+	}
+	return lost
+}
+
+// conclude counts the VMs again and gives the result. more says what else is wrong with VMs.
+func (r *Runner) conclude(ctx context.Context, j *job, failure error, more ...string) error {
 	before := j.guestsBefore()
 	step := r.begin(j, stepCountAfter)
 	var after []fleet.GuestReport
@@ -569,6 +583,10 @@ func (r *Runner) conclude(ctx context.Context, j *job, failure error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if _, reset := j.step(stepReset); j.boot != r.cfg.Boot && !reset {
+		lost = ended(before)
+	}
+	lost = append(lost, more...)
 	for i := range after {
 		after[i].MaxGapSeconds = max(after[i].MaxGapSeconds, j.frozen[after[i].ID].Seconds())
 	}

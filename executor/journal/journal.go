@@ -19,6 +19,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Version is the version of the file format that this code writes.
@@ -60,6 +62,7 @@ type Journal struct {
 	root *os.Root
 	name string
 	f    File
+	file *os.File // what f writes to
 	size int64
 	err  error
 	wrap func(File) File
@@ -97,7 +100,7 @@ func Open(root *os.Root, name string, o Options) (*Journal, [][]byte, error) {
 		f.Close()
 		return nil, nil, fmt.Errorf("journal %s: %w", path, err)
 	}
-	j.f = j.wrap(f)
+	j.f, j.file = j.wrap(f), f
 	if good == 0 {
 		if err := j.begin(); err != nil {
 			f.Close()
@@ -183,6 +186,19 @@ func (j *Journal) Append(payload []byte) error {
 	return nil
 }
 
+// Reserve makes room for n bytes of records, which [Journal.Append] has then however full the disk gets,
+// until the next [Journal.Compact]. File systems that cannot do that make no promise.
+func (j *Journal) Reserve(n int64) error {
+	if j.err != nil {
+		return j.err
+	}
+	err := unix.Fallocate(int(j.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, j.size, n)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return j.failure("make room in", err)
+	}
+	return nil
+}
+
 func (j *Journal) broken(err error) error {
 	j.err = fmt.Errorf("journal %s: %w: %w", filepath.Join(j.root.Name(), j.name), ErrBroken, err)
 	return j.err
@@ -230,7 +246,7 @@ func (j *Journal) Compact(records [][]byte) error {
 		return j.broken(err)
 	}
 	j.f.Close()
-	j.f, j.size = file, int64(len(data))
+	j.f, j.file, j.size = file, f, int64(len(data))
 	return nil
 }
 

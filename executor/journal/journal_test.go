@@ -62,6 +62,42 @@ func TestRecordsSurvive(t *testing.T) {
 	}
 }
 
+// Room that was reserved is there when the disk is full, also for the next process.
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	j, _ := mustOpen(t, dir)
+	if err := j.Reserve(1 << 20); !errors.Is(err, ErrFull) {
+		t.Errorf("reserved more than there is: %v", err)
+	}
+	if err := j.Reserve(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "other"), make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	var want []string
+	for i := range 15 {
+		if i == 7 {
+			j.Close()
+			var got []string
+			if j, got = mustOpen(t, dir); !same(got, want) {
+				t.Errorf("%d records, not %d", len(got), len(want))
+			}
+		}
+		want = append(want, strings.Repeat("x", 4<<10))
+		if err := j.Append([]byte(want[i])); err != nil {
+			t.Fatalf("record %d: %v", i, err)
+		}
+	}
+	if err := j.Append(make([]byte, 64<<10)); !errors.Is(err, ErrFull) {
+		t.Errorf("the disk is not full: %v", err)
+	}
+}
+
 func TestCompact(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := mustOpen(t, dir)
