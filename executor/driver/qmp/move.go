@@ -165,6 +165,9 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 	old, err := Dial(long, p.socket(g.ID))
 	if err == nil {
 		defer old.Close()
+		err = old.unchanged(g)
+	}
+	if err == nil {
 		err = old.prepare(g.Way)
 	}
 	if err != nil {
@@ -296,6 +299,10 @@ func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 		if err != nil {
 			return err
 		}
+		if err := c.unchanged(g); err != nil {
+			c.Close()
+			return err
+		}
 		conns[i] = c
 		return c.prepare(g.Way)
 	})
@@ -321,7 +328,24 @@ func (p *Preserver) Save(ctx context.Context, plan Plan) error {
 		}
 		return errors.Join(err, back)
 	}
-	return each(plan.Guests, func(i int, g Preserved) error { return p.leave(ctx, conns[i], g) })
+	err = each(plan.Guests, func(i int, g Preserved) error { return p.leave(ctx, conns[i], g) })
+	if plan.Reset && err == nil {
+		err = p.strangers(plan) // that were started meanwhile
+	}
+	return err
+}
+
+// unchanged returns an error if a guest was paused, or let go on, since the plan was made: it would not be
+// afterwards as its owner wants it.
+func (c *Conn) unchanged(g Preserved) error {
+	var status struct{ Running bool }
+	if err := c.Execute("query-status", nil, &status); err != nil {
+		return err
+	}
+	if status.Running != g.Running {
+		return fmt.Errorf("it ran: %v, and runs: %v, since somebody paused it or let it go on", g.Running, status.Running)
+	}
+	return nil
 }
 
 // rehearse starts the QEMU of each guest that can be started beside the old one, and

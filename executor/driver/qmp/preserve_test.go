@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -350,6 +351,10 @@ func TestAGuestWhoseStateIsDamagedIsNeverBootedAfresh(t *testing.T) {
 	if err := os.Truncate(filepath.Join(p.Dir, "g0.state"), 1000); err != nil {
 		t.Fatal(err)
 	}
+	// That there is no room for what QEMU says is no hindrance.
+	if err := errors.Join(os.Remove(filepath.Join(p.Dir, "g1.log")), os.Mkdir(filepath.Join(p.Dir, "g1.log"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	err = p.Resume(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "VM g0") || strings.Contains(err.Error(), "VM g1") {
 		t.Fatalf("%v", err)
@@ -368,6 +373,142 @@ func TestAGuestWhoseStateIsDamagedIsNeverBootedAfresh(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(p.Dir, "g1.state")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a state that is over was kept: %v", err)
 	}
+}
+
+// tell gives a guest's QEMU a command.
+func tell(t *testing.T, p *qmp.Preserver, id, command string) {
+	t.Helper()
+	c, err := qmp.Dial(t.Context(), filepath.Join(p.Sockets, id+".qmp"))
+	if err == nil {
+		defer c.Close()
+		err = c.Execute(command, nil, nil)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A guest that its owner pauses, or lets go on, in the midst of it stays as the owner wants it.
+func TestOwnersHaveTheLastWord(t *testing.T) {
+	t.Parallel()
+	guests, p := bench(t)
+	state := func() string {
+		t.Helper()
+		list, err := qmp.New(p.Sockets).Guests(t.Context())
+		if err != nil || len(list) != 2 || list[1].State != "running" {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0].State
+	}
+	for _, step := range []struct{ command, state string }{{"stop", "paused"}, {"cont", "running"}} {
+		for name, way := range map[string]func(context.Context, qmp.Plan) error{
+			"move": func(ctx context.Context, plan qmp.Plan) error { _, err := p.Move(ctx, plan); return err }, "save": p.Save,
+		} {
+			p.Station = nil
+			if state() == step.state {
+				tell(t, p, "g0", map[string]string{"stop": "cont", "cont": "stop"}[step.command])
+			}
+			plan, err := p.Check(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Station = func(station string) error {
+				if station == "planned" {
+					tell(t, p, "g0", step.command)
+				}
+				return nil
+			}
+			if err := way(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "VM g0") || strings.Contains(err.Error(), "VM g1") {
+				t.Errorf("%s, %s: %v", name, step.command, err)
+			}
+			if got := state(); got != step.state {
+				t.Errorf("%s, %s: it is %s", name, step.command, got)
+			}
+			if err := p.Forget(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	settled(t, guests, p)
+}
+
+// A guest that somebody starts anew while it is out is not taken for the one that was saved.
+func TestAGuestThatIsStartedAnewIsNotTheSavedOne(t *testing.T) {
+	t.Parallel()
+	guests, p := bench(t)
+	plan, err := p.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Save(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	anew := exec.Command(guests[0].Args[0], guests[0].Args[1:]...)
+	if err := anew.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer anew.Wait()
+	defer anew.Process.Kill()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		c, err := qmp.Dial(t.Context(), filepath.Join(p.Sockets, "g0.qmp"))
+		if err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := p.Resume(t.Context()); err == nil || !strings.Contains(err.Error(), "VM g0: somebody else started a QEMU") || strings.Contains(err.Error(), "VM g1") {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(p.Dir, "g0.state")); err != nil {
+		t.Errorf("not kept: %v", err)
+	}
+	guests[1].AwaitTicks(60, time.Minute)
+	guests[1].Unharmed()
+}
+
+// A VM that is started while the others are on their way out would end with the kernel.
+func TestSaveFindsWhatWasStartedMeanwhile(t *testing.T) {
+	t.Parallel()
+	guests, real := bench(t)
+	// Guests of other tests are none of this host's.
+	proc := filepath.Join(real.Sockets, "proc")
+	if err := os.Mkdir(proc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	show := func(names ...string) {
+		for _, name := range names {
+			if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	show("sys", "self", "cmdline", fmt.Sprint(guests[0].PIDs()[0]), fmt.Sprint(guests[1].PIDs()[0]))
+	p := &qmp.Preserver{Sockets: real.Sockets, Dir: real.Dir, Proc: proc, Reset: true, FullSave: true}
+	plan, err := p.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range plan.Guests {
+		plan.Guests[i].Next = ""
+	}
+	p.Station = func(station string) error {
+		if station == "saved" {
+			show(fmt.Sprint(rigtest.StartQEMU(t, shortDir(t), "late", 4).PIDs()[0]))
+		}
+		return nil
+	}
+	if err := p.Save(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "it would end with the kernel") {
+		t.Errorf("%v", err)
+	}
+	if err := real.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, guests, real)
 }
 
 func TestCheckNamesWhatCannotBePreserved(t *testing.T) {

@@ -335,12 +335,12 @@ func launch(g Preserved, log string) (pid int, err error) {
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = g.Cwd, g.Env, attr
+	// A disk without room for what it says must not keep a guest from coming back.
 	said, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return 0, err
+	if err == nil {
+		defer said.Close()
+		cmd.Stderr = said
 	}
-	defer said.Close()
-	cmd.Stderr = said
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,6 +78,9 @@ func (p *Preserver) resume(ctx context.Context, g Preserved, arrived bool) error
 	switch {
 	case err == nil:
 		defer c.Close()
+		if err := p.same(c, g, alive); err != nil {
+			return err
+		}
 		return p.proceed(ctx, c, g)
 	case !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist):
 		return err
@@ -92,6 +96,25 @@ func (p *Preserver) resume(ctx context.Context, g Preserved, arrived bool) error
 		return fmt.Errorf("the host came up by another way than the reset that was planned, so that its RAM cannot be trusted; its state is kept in %s", p.statePath(g.ID))
 	}
 	return p.bring(ctx, g)
+}
+
+// same returns an error if what answers at a guest's socket is neither its old QEMU nor one that was started for it
+// here: then it is another one, which knows nothing of the guest's state.
+func (p *Preserver) same(c *Conn, g Preserved, alive bool) error {
+	pid, err := c.peer()
+	if err != nil || alive && pid == g.PID {
+		return err
+	}
+	args, err := os.ReadFile(filepath.Join(p.proc(), strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return err
+	}
+	for _, ours := range [][]string{g.Args, replaceSocket(g.Args, p.socket(g.ID), g.Next)} {
+		if string(args) == strings.Join(waiting(ours), "\x00")+"\x00" {
+			return nil
+		}
+	}
+	return fmt.Errorf("somebody else started a QEMU (process %d) with its socket, not from its state, which is kept in %s if it was complete", pid, p.statePath(g.ID))
 }
 
 // settle decides between two processes that a crash left: the new one has the guest if
