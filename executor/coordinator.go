@@ -29,6 +29,9 @@ type Record struct {
 	Approval   *guard.Approval `json:"approval,omitempty"`
 	// Prediction is what led to the execution; nil where a person asked for it.
 	Prediction *fleet.Prediction `json:"prediction,omitempty"`
+	// Unaudited is true from the end of the execution until that is in the audit trail and the host's lease
+	// is given up.
+	Unaudited bool `json:"unaudited,omitempty"`
 }
 
 // Stored is a record and its revision in the store.
@@ -695,7 +698,7 @@ func (c *Coordinator) apply(ctx context.Context, id, actor string, event func(St
 		limits := c.cfg.Limits()
 		next, effects := Next(s.Execution, ev, now, limits)
 		rec := s.Record
-		rec.Execution = next
+		rec.Execution, rec.Unaudited = next, next.State.Final()
 		for _, e := range effects {
 			if e.Kind == EffectCommand {
 				rec.Command = command(next, e.Phase, now, limits)
@@ -776,6 +779,18 @@ func (c *Coordinator) tend(ctx context.Context, id string) error {
 	if s.State.Final() {
 		if err := c.cfg.Leases.Release(ctx, s.Host, id, s.Token); err != nil {
 			c.cfg.Log.Warn("the host's lease ends only when its time is over", "host", s.Host, "err", err)
+		}
+		if s.Unaudited {
+			s.Unaudited = false
+			revision, err := c.cfg.Store.Update(ctx, s.Record, s.Revision)
+			if errors.Is(err, ErrConflict) { // another coordinator was faster
+				err = c.load(ctx, true)
+			} else if err == nil {
+				c.keep(Stored{s.Record, revision})
+			}
+			if err != nil {
+				return fmt.Errorf("store that the end of the execution is audited: %w", err)
+			}
 		}
 		c.mu.Lock()
 		delete(c.live, id)

@@ -3,6 +3,7 @@ package executor
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -159,6 +160,9 @@ func TestControlPlaneDiesAtEveryWrite(t *testing.T) {
 						t.Fatalf("%d executions, %v, %v", len(all), err, submitErr)
 					}
 					for _, e := range all {
+						if !slices.Contains(w.audit, "execution."+string(e.State)) {
+							t.Errorf("%s, %d, before %v: the audit trail does not say that it is %s: %q", name, k, before, e.State, w.audit)
+						}
 						if !e.State.Final() || e.Outcome == "" {
 							t.Errorf("%s, %d, before %v: %s for ever", name, k, before, e.State)
 						}

@@ -38,7 +38,7 @@ func (c *Coordinator) Tick(ctx context.Context) error {
 	c.mu.Lock()
 	var todo []Stored
 	for id, s := range c.records {
-		if _, busy := c.live[id]; busy || !s.State.Final() {
+		if _, busy := c.live[id]; busy || !s.State.Final() || s.Unaudited {
 			todo = append(todo, s)
 		}
 	}
@@ -63,10 +63,14 @@ func (c *Coordinator) Tick(ctx context.Context) error {
 // look is Tick for one execution. The host is locked.
 func (c *Coordinator) look(ctx context.Context, id string) error {
 	s, _ := c.find(id)
+	l := c.of(id)
 	if s.State.Final() {
+		if s.Unaudited && !l.resumed && len(l.unaudited) == 0 { // a crash came between its end and the audit trail
+			l.resumed = true
+			l.unaudited = append(l.unaudited, auditEntry{"coordinator", "execution." + string(s.State), s.Execution})
+		}
 		return c.tend(ctx, id)
 	}
-	l := c.of(id)
 	if !l.resumed {
 		l.resumed = true
 		l.unaudited = append(l.unaudited, auditEntry{"coordinator", "execution.resumed", s.Execution})

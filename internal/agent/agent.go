@@ -96,34 +96,31 @@ func (o *Options) sampling(ctx context.Context, out *outbox) {
 func (o *Options) announcing(ctx context.Context) {
 	tick := time.NewTicker(announceEvery)
 	defer tick.Stop()
-	vms := []fleet.VM{}
 	for {
 		h := o.Host
 		h.LastSeen = time.Now().UTC()
 		if o.Units != nil {
 			h.Units = o.Units()
 		}
-		counted := true
+		h.VMs = []fleet.VM{}
 		if o.Guests != nil {
 			guests, err := o.Guests.Guests(ctx)
-			if counted = err == nil; counted {
-				vms = []fleet.VM{}
-				for _, g := range guests {
-					vms = append(vms, g.VM)
+			for _, g := range guests {
+				h.VMs = append(h.VMs, g.VM)
+			}
+			if err != nil {
+				h.VMs = nil // not known: a hypervisor that restarts does not make a host empty
+				if ctx.Err() == nil {
+					o.Log.Warn("the guests could not be counted", "host", h.ID, "err", err)
 				}
-			} else if ctx.Err() == nil {
-				// Those that were there before are, most likely; a hypervisor that restarts does
-				// not make a host empty.
-				o.Log.Warn("the guests could not be counted", "host", h.ID, "err", err)
 			}
 		}
-		h.VMs = vms
 		if err := o.Bus.PublishHost(h); err != nil && ctx.Err() == nil {
 			o.Log.Debug("the host could not be announced", "host", h.ID, "err", err)
 		}
 		wait := tick.C
 		var soon <-chan time.Time
-		if !o.Bus.Connected() || !counted {
+		if !o.Bus.Connected() || h.VMs == nil {
 			soon = time.After(500 * time.Millisecond)
 		}
 		select {

@@ -58,20 +58,24 @@ func (h *hosts) announce(ctx context.Context, said fleet.Host) {
 	}
 	old, _, known := h.table.Find(string(said.ID))
 	said.FirstSeen, said.LastSeen = now, now
+	counted := said.VMs != nil
+	if !counted {
+		said.VMs = append([]fleet.VM{}, old.VMs...) // those that were there before still are, most likely
+	}
 	if known {
 		said.FirstSeen = old.FirstSeen
-		if !changed(old, said) {
-			h.told[said.ID] = now
-			return
-		}
 	} else {
 		h.log.Info("a host joined", "host", said.ID, "version", said.Version, "simulated", said.Simulated)
 	}
-	if _, err := h.table.Put(ctx, string(said.ID), said); err != nil {
-		h.log.Error("the inventory could not be stored", "host", said.ID, "err", err)
-		return
+	if !known || changed(old, said) {
+		if _, err := h.table.Put(ctx, string(said.ID), said); err != nil {
+			h.log.Error("the inventory could not be stored", "host", said.ID, "err", err)
+			return
+		}
 	}
-	h.told[said.ID] = now
+	if counted {
+		h.told[said.ID] = now
+	}
 }
 
 func changed(a, b fleet.Host) bool {

@@ -235,6 +235,12 @@ func (p *Plane) Run(ctx context.Context) error {
 		return err
 	}
 	p.recommender.resume(ctx, executions)
+	for _, e := range executions { // of which an earlier control plane may not have drawn the conclusions
+		if e.State.Final() && time.Since(e.Ended) <= triedFor {
+			p.cordons.ended(ctx, e)
+			p.labelOutcome(ctx, e)
+		}
+	}
 
 	if why := expiring(p.cfg, time.Now()); why != "" {
 		p.log.Warn("a certificate must be renewed", "which", why)

@@ -11,9 +11,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/api"
+	"github.com/tardigrade-recovery/tardigrade/executor"
 	"github.com/tardigrade-recovery/tardigrade/executor/driver/sim"
 	"github.com/tardigrade-recovery/tardigrade/executor/host"
 	"github.com/tardigrade-recovery/tardigrade/internal/agent"
@@ -21,6 +23,7 @@ import (
 	"github.com/tardigrade-recovery/tardigrade/internal/config"
 	"github.com/tardigrade-recovery/tardigrade/internal/datadir"
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/predictor"
 )
 
 const unit = "storage.service"
@@ -554,6 +557,63 @@ func TestARestartForgetsNothing(t *testing.T) {
 	if err := w.plane.audit.Verify(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
+}
+
+// The control plane ends just after the end of an execution is stored, and before anything follows from that.
+func TestWhatFollowsFromTheEndOfAnExecutionOutlivesACrash(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	await(w, "the host is known", func() (any, bool) {
+		_, err := w.plane.Host(t.Context(), "h1")
+		return nil, err == nil
+	})
+	w.down()
+	b, err := bus.Open(t.Context(), bus.Options{Dir: filepath.Join(w.data, "serve", "bus"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	executions, err := bus.OpenTable[executor.Record](t.Context(), b, "EXECUTIONS", nil)
+	if err == nil {
+		now := time.Now().UTC()
+		_, err = executions.Create(t.Context(), "x1", executor.Record{Unaudited: true, Execution: fleet.Execution{
+			ID: "x1", Host: "h1", Action: fleet.ActionRecycle, State: fleet.ExecutionDegraded, Created: now, Ended: now, Outcome: "A VM is missing.",
+		}})
+	}
+	b.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.up()
+	await(w, "the host is cordoned", func() (any, bool) {
+		h, err := w.plane.Host(t.Context(), "h1")
+		return nil, err == nil && h.Cordon != nil && h.Cordon.Execution == "x1"
+	})
+	await(w, "the end is in the audit trail", func() (any, bool) {
+		found := false
+		err := w.plane.audit.Verify(t.Context(), func(_ uint64, r bus.AuditRecord) {
+			found = found || r.Event == "execution.degraded" && r.Subject == "x1"
+		})
+		return nil, found && err == nil
+	})
+}
+
+// A host whose clock is ahead falls silent: it is neither healthy nor failing for as long as its clock was ahead.
+func TestAHostWhoseClockIsAheadBecomesStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		model := config.Default().Model
+		who := newRoster(model, time.Second)
+		p := newPredictions(func(fleet.HostID, bool) (*predictor.Predictor, error) {
+			return predictor.New("h1", predictor.Config{NewDetector: newDetectors(model, time.Second, who).new(time.Minute), FalseAlarms: 1, Interval: time.Second, Horizon: time.Hour})
+		}, func(context.Context, *fleet.Sample, fleet.Prediction) {}, func(_ fleet.HostID, err error) { t.Error(err) })
+		p.roster = who
+		p.score(t.Context(), fleet.Sample{Host: "h1", Time: time.Now().Add(time.Hour), Boot: "b", Schema: schema, Values: []float64{0.5, 1, 1}})
+		for _, stale := range []bool{false, true} {
+			time.Sleep(20 * time.Second)
+			if got, _, ok := p.find("h1", 30*time.Second); !ok || (got.State == fleet.PredictionStale) != stale {
+				t.Errorf("stale: %v, and it is %s", stale, got.State)
+			}
+		}
+	})
 }
 
 func TestSimulatedHostsAreForgotten(t *testing.T) {

@@ -77,7 +77,17 @@ func TestPowerIsLeftAlone(t *testing.T) {
 		"a VM is unclear": func(ctx context.Context, m *mains) {
 			m.hosts.announce(ctx, fleet.Host{ID: "h", VMs: []fleet.VM{{ID: "new", State: "unknown"}}})
 		},
-		"its agent may not": func(ctx context.Context, m *mains) { m.hosts.announce(ctx, fleet.Host{ID: "h", DryRun: true}) },
+		"its agent may not": func(ctx context.Context, m *mains) {
+			m.hosts.announce(ctx, fleet.Host{ID: "h", DryRun: true, VMs: []fleet.VM{}})
+		},
+		"a VM ran there, and its agent came back without a hypervisor": func(ctx context.Context, m *mains) {
+			m.hosts.announce(ctx, fleet.Host{ID: "h", VMs: []fleet.VM{{ID: "new", State: "running"}}})
+			m.hosts.announce(ctx, fleet.Host{ID: "h"})
+		},
+		"its VMs were not counted since": func(ctx context.Context, m *mains) {
+			m.hosts.told["h"] = time.Now().Add(-time.Hour)
+			m.hosts.announce(ctx, fleet.Host{ID: "h"})
+		},
 		"it is frozen": func(_ context.Context, m *mains) {
 			m.blocked = func(context.Context, fleet.Host) string { return "frozen" }
 		},

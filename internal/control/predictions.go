@@ -43,6 +43,7 @@ type hostState struct {
 	before     string // the boot before that
 	twins      bool   // two machines speak for the host, and that was said
 	last       time.Time
+	scored     time.Time // when sample was, by the clock of the control plane
 }
 
 func newPredictions(make_ func(fleet.HostID, bool) (*predictor.Predictor, error),
@@ -128,7 +129,7 @@ func (p *predictions) score(ctx context.Context, s fleet.Sample) {
 		return
 	}
 	h.refused = 0
-	h.sample, h.prediction = s, out
+	h.sample, h.prediction, h.scored = s, out, time.Now()
 	h.mu.Unlock()
 	p.decided(ctx, &s, out)
 }
@@ -150,7 +151,7 @@ func (p *predictions) state(id fleet.HostID) *hostState {
 }
 
 // find returns the newest prediction and sample of a host; stale if the sample
-// is older than limit.
+// is older than limit, or came longer ago, whatever the host's clock says.
 func (p *predictions) find(id fleet.HostID, limit time.Duration) (fleet.Prediction, fleet.Sample, bool) {
 	p.mu.RLock()
 	h := p.hosts[id]
@@ -164,7 +165,7 @@ func (p *predictions) find(id fleet.HostID, limit time.Duration) (fleet.Predicti
 		return fleet.Prediction{}, fleet.Sample{}, false
 	}
 	out := h.prediction
-	if time.Since(h.sample.Time) > limit {
+	if time.Since(h.sample.Time) > limit || time.Since(h.scored) > limit {
 		out.State = fleet.PredictionStale
 	}
 	return out, h.sample, true

@@ -168,7 +168,7 @@ type Host struct {
 	Version     string    `json:"agent_version,omitempty"`
 	FirstSeen   time.Time `json:"first_seen"`
 	LastSeen    time.Time `json:"last_seen"`
-	VMs         []VM      `json:"vms"`
+	VMs         []VM      `json:"vms"` // nil from an agent that cannot count them now
 	// DryRun is true where the agent refuses every action that would change
 	// the host, whoever asks.
 	DryRun bool `json:"dry_run"`
