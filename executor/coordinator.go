@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -506,13 +507,20 @@ func (c *Coordinator) Cancel(ctx context.Context, id, by string) (fleet.Executio
 	return s.Execution, nil
 }
 
-// maxText bounds what agents and people say, in bytes; maxSteps and maxGuests bound
-// their lists.
 const (
-	maxText   = 4096
-	maxSteps  = 1000
-	maxGuests = 10000
+	// maxText bounds what agents and people say, in bytes.
+	maxText = 4096
+	// maxRecord bounds an execution with what agents say of steps and VMs, in bytes. The bus takes a MiB, so
+	// that there is always room for how it ends.
+	maxRecord = 768 << 10
 )
+
+// fits tells whether an execution has room for what a report says.
+func fits(e fleet.Execution, r fleet.Report) bool {
+	have, err := json.Marshal(e)
+	said, err2 := json.Marshal(r)
+	return err == nil && err2 == nil && len(have)+len(said) <= maxRecord
+}
 
 func clip(s string) string {
 	if len(s) > maxText {
@@ -556,11 +564,10 @@ func (c *Coordinator) HandleReport(ctx context.Context, r fleet.Report) error {
 			step.State = fleet.StepUnknown
 		}
 		r.Step = &step
-		if len(s.Steps) >= maxSteps {
-			r.Step = nil
-		}
 	}
-	r.GuestsBefore, r.GuestsAfter = r.GuestsBefore[:min(len(r.GuestsBefore), maxGuests)], r.GuestsAfter[:min(len(r.GuestsAfter), maxGuests)]
+	if !fits(s.Execution, r) {
+		r.Step, r.GuestsBefore, r.GuestsAfter, r.Bundle = nil, nil, nil, ""
+	}
 	if r.Result != "" {
 		c.begin.Lock() // what follows may be the begin of a migration
 	}

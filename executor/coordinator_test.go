@@ -3,6 +3,7 @@ package executor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -387,6 +388,55 @@ func TestCancelOutlivesTheControlPlane(t *testing.T) {
 		}
 		if e = r.wait(e.ID); e.State != fleet.ExecutionCancelled || r.sim.Restarts("b.service") != 0 {
 			t.Errorf("%s: %s", e.State, e.Outcome)
+		}
+	})
+}
+
+// An agent that says more than can be stored holds nobody up, and its execution ends.
+func TestAnAgentThatTalksTooMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(*host.Config, *world) {})
+		r.w.change(func() { r.w.deliver = nil }) // this agent is played
+		e := r.submit(nil)
+		command := r.w.commands[0]
+		report := fleet.Report{Command: command.ID, Execution: e.ID, Host: e.Host, Phase: command.Phase, Token: command.Token}
+		for i := range 400 {
+			report.Seq, report.Time = i+1, time.Now()
+			report.Step = &fleet.Step{Phase: command.Phase, Name: fmt.Sprint(i, strings.Repeat("n", 4000)), State: fleet.StepSucceeded, Detail: strings.Repeat("d", 4000)}
+			if err := r.c.HandleReport(t.Context(), report); err != nil {
+				t.Fatalf("report %d: %v", i, err)
+			}
+		}
+		var many []fleet.GuestReport
+		for i := range 5000 {
+			many = append(many, fleet.GuestReport{VM: fleet.VM{ID: fmt.Sprint("vm", i), Name: strings.Repeat("n", 100), State: "running"}})
+		}
+		report.Seq, report.Step, report.Result, report.GuestsBefore, report.GuestsAfter = 401, nil, fleet.ResultDegraded, many, many
+		if err := r.c.HandleReport(t.Context(), report); err != nil {
+			t.Fatal(err)
+		}
+		if e = r.wait(e.ID); e.State != fleet.ExecutionDegraded || len(e.Steps) < 50 {
+			t.Errorf("%s after %d steps", e.State, len(e.Steps))
+		}
+	})
+}
+
+// Nobody can renew the lease: what is under way ends at its deadline all the same, and nothing begins.
+func TestALeaseThatCannotBeRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.w.change(func() { r.w.deliver = nil })
+		e := r.submit(nil)
+		r.w.change(func() {
+			r.w.fail = func(what string) error {
+				if what == "renew" || what == "acquire" {
+					return errors.New("the table of leases is broken")
+				}
+				return nil
+			}
+		})
+		if e = r.wait(e.ID); e.State != fleet.ExecutionDegraded || e.Ended.Sub(e.Created) > 10*minute {
+			t.Errorf("%s after %v", e.State, e.Ended.Sub(e.Created))
 		}
 	})
 }

@@ -69,6 +69,9 @@ func (w *world) put(r Record) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(data) > 1<<20 {
+		return 0, fmt.Errorf("a record of %d bytes", len(data))
+	}
 	w.last++
 	w.records[r.ID], w.revision[r.ID] = data, w.last
 	return w.last, nil

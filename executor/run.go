@@ -75,17 +75,17 @@ func (c *Coordinator) look(ctx context.Context, id string) error {
 		l.resumed = true
 		l.unaudited = append(l.unaudited, auditEntry{"coordinator", "execution.resumed", s.Execution})
 	}
+	var unrenewed error // which keeps from beginning, and not from ending
 	if now := c.now(); now.Sub(l.renewed) >= c.cfg.Renew {
-		if err := c.renew(ctx, s); err != nil {
-			return err
+		if unrenewed = c.renew(ctx, s); unrenewed == nil {
+			l.renewed = now
 		}
-		l.renewed = now
 		if s, _ = c.find(id); s.State.Final() {
-			return c.tend(ctx, id)
+			return errors.Join(unrenewed, c.tend(ctx, id))
 		}
 	}
-	if s.State == fleet.ExecutionPending {
-		return c.advance(ctx, id)
+	if s.State == fleet.ExecutionPending && (unrenewed == nil || c.now().After(s.Deadline)) {
+		return errors.Join(unrenewed, c.advance(ctx, id))
 	}
 	if c.now().After(s.Deadline.Add(c.cfg.Grace)) {
 		err := c.apply(ctx, id, "coordinator", func(s Stored) Event {
@@ -95,10 +95,10 @@ func (c *Coordinator) look(ctx context.Context, id string) error {
 			return Event{Kind: EventDeadline, Detail: fmt.Sprintf("the phase was to end by %s", s.Deadline.Format(time.RFC3339))}
 		})
 		if err != nil {
-			return err
+			return errors.Join(unrenewed, err)
 		}
 	}
-	return c.tend(ctx, id)
+	return errors.Join(unrenewed, c.tend(ctx, id))
 }
 
 // renew keeps the lease, takes it anew where it ended, and gives the execution up
