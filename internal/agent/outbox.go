@@ -42,9 +42,10 @@ type outbox struct {
 	some    chan struct{}
 
 	decoder bus.Decoder
-	unkept  bool      // the spool failed, and that was said
-	refused time.Time // since when the bus takes nothing
-	said    bool      // that it does not
+	// the spool took no samples, or did not let go of some, and that was said
+	unkept, unreleased bool
+	refused            time.Time // since when the bus takes nothing
+	said               bool      // that it does not
 
 	// accepted counts the samples that the bus or the disk took over from memory.
 	accepted atomic.Int64
@@ -235,9 +236,9 @@ func (b *outbox) keep(samples []*fleet.Sample) {
 // sendKept sends the oldest samples on disk.
 func (b *outbox) sendKept(ctx context.Context, publish func(context.Context, []*fleet.Sample) (int, error)) bool {
 	records, err := b.spool.Peek(sendRecords, sendBytes)
-	if err != nil {
-		b.log.Error("the samples on disk cannot be read", "host", b.host, "err", err)
-		return false
+	if err != nil { // a disk that fails must not keep its host from being watched
+		b.log.Error("samples on disk cannot be read, and are left out", "host", b.host, "samples", b.spool.Skip(), "err", err)
+		return true
 	}
 	var samples []*fleet.Sample
 	ends := make([]int, 0, len(records)) // of each record, in samples
@@ -262,9 +263,9 @@ func (b *outbox) sendKept(ctx context.Context, publish func(context.Context, []*
 	for done < len(ends) && ends[done] <= stored {
 		done++
 	}
-	if failed := b.spool.Release(done); failed != nil {
-		b.log.Error("the samples on disk cannot be released; they come again", "host", b.host, "err", failed)
-		return false
+	if failed := b.spool.Release(done); failed != nil && !b.unreleased {
+		b.log.Error("samples that were sent stay on disk; they come again after a restart", "host", b.host, "err", failed)
+		b.unreleased = true
 	}
 	b.kept.Store(int64(b.spool.Len()))
 	return err == nil

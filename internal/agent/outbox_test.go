@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,6 +183,46 @@ func TestTheDiskTakesNothing(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// The disk fails while samples are on it: the host is watched on.
+func TestADiskThatFailsHidesNoHost(t *testing.T) {
+	for name, fail := range map[string]func(dir string) error{
+		"unreadable": func(dir string) error { return os.RemoveAll(dir) },
+		"read-only":  func(dir string) error { return syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+				t.Fatalf("mount a small file system: %v (run the tests as root)", err)
+			}
+			defer syscall.Unmount(dir, syscall.MNT_DETACH)
+			before := newOutbox(t, dir)
+			for i := range 100 {
+				before.put(numbered(i))
+			}
+			before.keep(before.take())
+			before.spool.Close()
+			r, b := &road{}, newOutbox(t, dir)
+			if err := fail(dir); err != nil && name == "read-only" {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { b.send(ctx, r.publish); close(done) }()
+			for i := range 60 {
+				b.put(numbered(100 + i))
+				time.Sleep(time.Second)
+			}
+			r.mu.Lock()
+			if n := len(r.got); n < 60 || n > 160 || r.got[n-1] != 159 {
+				t.Errorf("%s: %d samples came", name, n)
+			}
+			r.mu.Unlock()
+			cancel()
+			<-done
+		})
+	}
 }
 
 func removeAll(t *testing.T, dir string) {

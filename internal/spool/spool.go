@@ -4,7 +4,8 @@
 // A record that [Spool.Append] took is on disk and survives the end of the process and
 // of the machine. A crash in the middle of an append leaves a torn record, which is cut
 // off when the spool is opened next. What [Spool.Release] gave free may come again after
-// a crash, so that its reader must not mind a record that comes twice.
+// a crash, or where the disk takes nothing any more, so that its reader must not mind a
+// record that comes twice.
 package spool
 
 import (
@@ -14,7 +15,6 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -162,26 +162,29 @@ func (s *Spool) head() {
 }
 
 // prune removes the segments that are released whole.
-func (s *Spool) prune() error {
+func (s *Spool) prune() (err error) {
 	for len(s.segments) > 0 && s.segments[0].released == s.segments[0].records {
-		if err := s.remove(); err != nil {
-			return err
-		}
+		err = errors.Join(err, s.remove())
+	}
+	return err
+}
+
+// remove removes the oldest segment. One whose file stays comes again when the queue is opened anew.
+func (s *Spool) remove() error {
+	one := s.segments[0]
+	s.forget()
+	if err := os.Remove(filepath.Join(s.dir, one.name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("spool: %w", err)
 	}
 	return nil
 }
 
-// remove removes the oldest segment.
-func (s *Spool) remove() error {
-	one := s.segments[0]
+// forget takes the oldest segment out of the queue, but not from the disk.
+func (s *Spool) forget() {
 	if len(s.segments) == 1 {
 		s.closeTail()
 	}
-	if err := os.Remove(filepath.Join(s.dir, one.name())); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("spool: %w", err)
-	}
 	s.segments = s.segments[1:]
-	return nil
 }
 
 func (s *Spool) closeTail() {
@@ -267,6 +270,10 @@ func (s *Spool) write(data []byte, records int) error {
 		// What is there of it must not come before the next record.
 		err = errors.Join(err, s.tail.Truncate(one.bytes))
 		s.closeTail()
+		if one.records == 0 { // a full disk would get one with each attempt
+			s.segments = s.segments[:len(s.segments)-1]
+			_ = os.Remove(filepath.Join(s.dir, one.name()))
+		}
 		return err
 	}
 	one.bytes += int64(len(data))
@@ -275,7 +282,8 @@ func (s *Spool) write(data []byte, records int) error {
 }
 
 // Peek returns up to n of the oldest records, in order, at most about maxBytes of them
-// but at least one. They stay in the queue until they are released.
+// but at least one. They stay in the queue until they are released. With an error the oldest
+// cannot be read; [Spool.Skip] gives it up.
 func (s *Spool) Peek(n, maxBytes int) ([][]byte, error) {
 	var out [][]byte
 	total := 0
@@ -284,17 +292,18 @@ func (s *Spool) Peek(n, maxBytes int) ([][]byte, error) {
 			continue
 		}
 		data, err := s.read(one)
-		if err != nil {
-			return out, err
-		}
-		for len(out) < n && (len(out) == 0 || total < maxBytes) {
+		for left := one.records - one.released; err == nil && left > 0 && len(out) < n && (len(out) == 0 || total < maxBytes); left-- {
 			record, rest, ok := cut(data)
 			if !ok {
+				err = s.changed(one)
 				break
 			}
 			out, data, total = append(out, record), rest, total+len(record)
 		}
-		if len(out) == n || total >= maxBytes {
+		if err != nil && len(out) == 0 {
+			return nil, err
+		}
+		if err != nil || len(out) == n || total >= maxBytes {
 			break
 		}
 	}
@@ -315,9 +324,26 @@ func (s *Spool) read(one *segment) ([]byte, error) {
 	return data, nil
 }
 
-// Release takes the n oldest records out of the queue.
+func (s *Spool) changed(one *segment) error {
+	return fmt.Errorf("spool: %s changed under the queue", one.name())
+}
+
+// Skip takes the oldest segment out of the queue and says how many records were in it. What can be read of
+// them comes again when the queue is opened anew.
+func (s *Spool) Skip() int {
+	if len(s.segments) == 0 {
+		return 0
+	}
+	one := s.segments[0]
+	s.forget()
+	return one.records - one.released
+}
+
+// Release takes the n oldest records, which [Spool.Peek] returned, out of the queue. With an error they are
+// out of it too, and come again when it is opened anew.
 func (s *Spool) Release(n int) error {
-	for _, one := range slices.Clone(s.segments) {
+	var failed error
+	for _, one := range s.segments {
 		if n == 0 {
 			break
 		}
@@ -325,23 +351,23 @@ func (s *Spool) Release(n int) error {
 		if take == 0 {
 			continue
 		}
-		data, err := s.read(one)
-		if err != nil {
-			return err
+		n -= take
+		if one.released += take; one.released == one.records {
+			continue
 		}
-		for range take {
+		data, err := s.read(one)
+		for i := 0; i < take && err == nil; i++ {
 			record, rest, ok := cut(data)
 			if !ok {
-				return fmt.Errorf("spool: %s changed under the queue", one.name())
+				err = s.changed(one)
 			}
 			one.offset += headerBytes + int64(len(record))
-			one.released++
 			data = rest
 		}
-		n -= take
+		failed = errors.Join(failed, err)
 	}
-	if err := s.prune(); err != nil {
-		return err
+	if failed = errors.Join(failed, s.prune()); failed != nil {
+		return failed
 	}
 	if len(s.segments) == 0 {
 		return nil

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
@@ -185,6 +187,86 @@ func TestDiskFull(t *testing.T) {
 	}
 	if _, err := s.Append([]byte("again")); err != nil {
 		t.Errorf("with room again: %v", err)
+	}
+}
+
+// A full disk is not filled with empty files.
+func TestAttemptsLeaveNothing(t *testing.T) {
+	dir := t.TempDir()
+	smalldisk.Mount(t, dir, "size=256k")
+	s := open(t, dir, 10<<20)
+	for range 100 {
+		s.Append(make([]byte, 300_000))
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 1 {
+		t.Errorf("%d files, %v", len(entries), err)
+	}
+	add(t, s, 0, 10)
+	want(t, s, 0, 10)
+}
+
+// A disk that takes nothing any more holds nothing up. What was released comes again after a restart.
+func TestReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	smalldisk.Mount(t, dir, "size=256k")
+	s := open(t, dir, 10<<20)
+	add(t, s, 0, 2000) // in two segments
+	s.Close()
+	s = open(t, dir, 10<<20)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(700); err == nil {
+		t.Error("released on a disk that takes nothing")
+	}
+	want(t, s, 700, 2000)
+	if err := s.Release(1300); err == nil {
+		t.Error("released on a disk that takes nothing")
+	}
+	want(t, s, 2000, 2000)
+	want(t, open(t, dir, 10<<20), 0, 2000)
+}
+
+// What the disk has changed meanwhile is given up, and no more.
+func TestSkip(t *testing.T) {
+	for name, change := range map[string]func(path string) error{
+		"gone":  os.Remove,
+		"short": func(path string) error { return os.Truncate(path, 100) },
+		"wrong": func(path string) error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt([]byte("?"), headerBytes)
+			return err
+		},
+	} {
+		dir := t.TempDir()
+		s := open(t, dir, 4*leastSegment)
+		for i := 0; i < 2000; i += 100 {
+			var records [][]byte
+			for k := range 100 {
+				records = append(records, record(i+k))
+			}
+			if _, err := s.Append(records...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first := s.segments[0]
+		if err := change(filepath.Join(dir, first.name())); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Peek(10, 1<<20); err == nil {
+			t.Errorf("%s: read %d records", name, len(got))
+		}
+		if n := s.Skip(); n != first.records || n == 2000 {
+			t.Errorf("%s: %d records were skipped of %d", name, n, first.records)
+		}
+		want(t, s, first.records, 2000)
+	}
+	if n := open(t, t.TempDir(), 4*leastSegment).Skip(); n != 0 {
+		t.Errorf("%d records of none", n)
 	}
 }
 
