@@ -464,6 +464,11 @@ func (c *Coordinator) place(ctx context.Context, host fleet.HostID) ([]fleet.Tar
 			continue
 		}
 		busy[s.Host] = "an execution is under way on it: " + id
+		if s.State == fleet.ExecutionMigrating { // nobody knows yet how much room is left there
+			for _, t := range s.Command.Targets {
+				busy[t.Host] = fmt.Sprintf("VMs of host %s are being moved to it: %s", s.Host, id)
+			}
+		}
 	}
 	c.mu.Unlock()
 	return c.cfg.Placement.Place(ctx, host, busy)

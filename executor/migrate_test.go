@@ -57,6 +57,10 @@ func TestMigrationIsCarriedOut(t *testing.T) {
 				if _, err := r.c.Submit(t.Context(), Request{Host: "h2", Action: fleet.ActionRecycle, RequestedBy: "p", EvidenceAt: time.Now()}); !errors.Is(err, ErrBusy) {
 					t.Errorf("%s: %v", name, err)
 				}
+				// Nor are those of another host moved there: together they may be too many.
+				if other := r.submit(func(q *Request) { q.Host, q.Action = "h3", action }); other.State != fleet.ExecutionCancelled || !strings.Contains(other.Outcome, "h2: VMs of host h1 are being moved to it") {
+					t.Errorf("%s: %s: %s", name, other.State, other.Outcome)
+				}
 			}
 			e = r.wait(e.ID)
 			if e.State != fleet.ExecutionSucceeded || len(e.GuestsAfter) != 2 || e.GuestsAfter[0].Host != "h2" {

@@ -4,17 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
 // world is a host with two VMs that can be taken out, and a kernel that can be reset.
@@ -422,15 +420,8 @@ func TestFullDiskKeepsNoVMOut(t *testing.T) {
 	for _, kexec := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			b, w := newBench(t), newWorld()
-			if err := syscall.Mount("tmpfs", b.dir, "tmpfs", 0, "size=256k"); err != nil {
-				t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-			}
-			defer syscall.Unmount(b.dir, syscall.MNT_DETACH)
-			fill := func() {
-				if err := os.WriteFile(filepath.Join(b.dir, "other"), make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
-					t.Errorf("the disk is not full: %v", err)
-				}
-			}
+			smalldisk.Mount(t, b.dir, "size=256k")
+			fill := func() { smalldisk.Fill(t, b.dir, 0) }
 			w.onMove, w.onSave = fill, fill
 			rep := b.through(w, kexec, immortal(), b.resetCommand("c1", 1))
 			if rep.Result != fleet.ResultSucceeded || slices.Contains(w.out, true) || w.moves[0]+w.resets != 1 {

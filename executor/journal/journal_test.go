@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 )
 
 func open(t *testing.T, dir string, o Options) (*Journal, [][]byte, error) {
@@ -65,10 +67,7 @@ func TestRecordsSurvive(t *testing.T) {
 // Room that was reserved is there when the disk is full, also for the next process.
 func TestReserve(t *testing.T) {
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	smalldisk.Mount(t, dir, "size=256k")
 	j, _ := mustOpen(t, dir)
 	if err := j.Reserve(1 << 20); !errors.Is(err, ErrFull) {
 		t.Errorf("reserved more than there is: %v", err)
@@ -76,9 +75,7 @@ func TestReserve(t *testing.T) {
 	if err := j.Reserve(64 << 10); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "other"), make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("the disk is not full: %v", err)
-	}
+	smalldisk.Fill(t, dir, 0)
 	var want []string
 	for i := range 15 {
 		if i == 7 {

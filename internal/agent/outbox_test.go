@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tardigrade-recovery/tardigrade/internal/fleet"
+	"github.com/tardigrade-recovery/tardigrade/internal/smalldisk"
 	"github.com/tardigrade-recovery/tardigrade/internal/spool"
 )
 
@@ -193,10 +194,7 @@ func TestADiskThatFailsHidesNoHost(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-				t.Fatalf("mount a small file system: %v (run the tests as root)", err)
-			}
-			defer syscall.Unmount(dir, syscall.MNT_DETACH)
+			smalldisk.Mount(t, dir, "size=1m")
 			before := newOutbox(t, dir)
 			for i := range 100 {
 				before.put(numbered(i))

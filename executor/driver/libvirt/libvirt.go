@@ -271,6 +271,9 @@ func (h *Host) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 			}
 			t := h.traits(s, d)
 			r.HostCPU, r.Pinned = t.hostCPU, t.pinned
+			if r.State == "paused" && r.Pinned == "" && !ran(s, d) {
+				r.Pinned = "it is paused and has not run since it came here: QEMU (7.2 at least) ends when such a guest is moved on"
+			}
 			out = append(out, r)
 		}
 		return nil
@@ -283,6 +286,18 @@ func (h *Host) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 		return nil, fmt.Errorf("probe the guests: %w", err)
 	}
 	return out, nil
+}
+
+// ran tells whether a guest has run for some time since its QEMU started. One that came paused from another host has
+// its disks closed until it goes on, and QEMU fails an assertion when it is to close them once more.
+func ran(s *session, d rpc.Domain) bool {
+	const enough = 50 * time.Millisecond // of CPU time; it comes in units of 10 ms
+	cpus, _, err := s.DomainGetVcpus(d, 1024, 0)
+	var used uint64
+	for _, c := range cpus {
+		used += c.CPUTime
+	}
+	return err == nil && used >= uint64(enough)
 }
 
 // probe asks each running guest's QEMU something that it has to answer itself.

@@ -277,6 +277,52 @@ func TestMovesConform(t *testing.T) {
 		Slow:    speed(2), Fast: speed(1000),
 		Once: g.unharmed,
 	})
+	t.Run("a guest that its owner paused stays paused", func(t *testing.T) {
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		speed(1000)(t)
+		must(from.Suspend(t.Context(), g.id))
+		_, err := from.Move(t.Context(), g.id, here, nil)
+		must(err)
+		if at, err := from.Locate(t.Context(), g.id, here); err != nil || at != (driver.Location{There: "paused"}) {
+			t.Errorf("%+v, %v", at, err)
+		}
+		// Moved on as it is, it would be lost.
+		pinned := func() string {
+			all, err := target.Guests(t.Context())
+			if err != nil || len(all) != 1 {
+				t.Fatalf("%+v, %v", all, err)
+			}
+			return all[0].Pinned
+		}
+		if why := pinned(); !strings.Contains(why, "has not run since it came here") {
+			t.Errorf("%q", why)
+		}
+		must(target.Resume(t.Context(), g.id))
+		for end := time.Now().Add(time.Minute); ; {
+			g.ticks(t, 50)
+			must(target.Suspend(t.Context(), g.id))
+			why := pinned()
+			if why == "" {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal(why)
+			}
+			must(target.Resume(t.Context(), g.id))
+		}
+		_, err = target.Move(t.Context(), g.id, here, nil)
+		must(err)
+		if at, err := from.Locate(t.Context(), g.id, here); err != nil || at != (driver.Location{Here: "paused"}) {
+			t.Errorf("%+v, %v", at, err)
+		}
+		must(from.Resume(t.Context(), g.id))
+		g.unharmed(t)
+	})
 	t.Run("the target dies in the middle", func(t *testing.T) {
 		speed(2)(t)
 		result := make(chan error, 1)

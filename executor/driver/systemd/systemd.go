@@ -283,8 +283,10 @@ func (s *Services) Observe(ctx context.Context, unit string) (driver.UnitState, 
 	return st, nil
 }
 
-// protected are the units that carry what a recycle itself stands on.
+// protected are the units that carry what a recycle itself stands on, and those whose stop suspends or
+// shuts down every VM of the host.
 var protected = []string{
+	"libvirt-guests.service", "pve-guests.service", "xendomains.service",
 	"dbus.service", "dbus.socket", "dbus-broker.service", "dbus-*.service", "systemd-*", "user@*.service", "user-runtime-dir@*.service",
 	"init.scope", "tardigrade*.service",
 }

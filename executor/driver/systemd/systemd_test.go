@@ -43,6 +43,9 @@ var units = map[string]string{
 	"part.service":      "[Unit]\nPartOf=base.service\n[Service]\nExecStart=/tmp/qemu-system-x86_64 infinity\n",
 	"idle-base.service": simple,
 	"idle-part.service": "[Unit]\nRequires=idle-base.service\n[Service]\nExecStart=/tmp/qemu-system-x86_64 infinity\n",
+	// With the manager of the VMs, what stops all of them would be restarted.
+	"manager.service":        simple,
+	"libvirt-guests.service": "[Unit]\nRequires=manager.service\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
 	// Known names, for the discovery.
 	"libvirtd.service":                 "[Unit]\nAfter=network.target NetworkManager.service\n" + simple,
 	"NetworkManager.service":           "[Unit]\nAfter=prometheus-node-exporter.service\n" + simple,
@@ -109,7 +112,7 @@ func TestOnRealSystemd(t *testing.T) {
 		})
 	})
 	t.Run("refusals", func(t *testing.T) {
-		systemctl(t, "start", "vm.service", "mother.service", "careful.service", "base.service", "part.service", "idle-base.service", "kept.service", "fixed.service")
+		systemctl(t, "start", "vm.service", "mother.service", "careful.service", "base.service", "part.service", "idle-base.service", "kept.service", "fixed.service", "libvirt-guests.service")
 		for _, unit := range []string{"vm.service", "mother.service", "careful.service", "part.service"} {
 			guestOf(t, unit)
 		}
@@ -118,6 +121,7 @@ func TestOnRealSystemd(t *testing.T) {
 			"basic.target": "only services", "tardigrade-test.service": "never restarted", "once.service": "runs once", "fixed.service": "RefuseManualStop",
 			"vm.service": "lives in its control group", "mother.service": "lives in its control group", "careful.service": "",
 			"base.service": "part.service would restart with it: the VM", "idle-base.service": "", "kept.service": "",
+			"libvirt-guests.service": "never restarted", "manager.service": "libvirt-guests.service would restart with it",
 		} {
 			st, err := s.Observe(t.Context(), unit)
 			if err != nil || want == "" && st.Refusal != "" || !strings.Contains(st.Refusal, want) {
