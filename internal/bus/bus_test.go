@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -176,8 +177,12 @@ func TestAnAgentSpeaksForItsOwnHostAlone(t *testing.T) {
 	if _, err := a.js.Publish(ctx, subjectAudit, []byte("{}")); err == nil {
 		t.Error("an agent could write to the audit trail")
 	}
-	obeys(t, b, a)
+	obeys(t, b, a, "e1.recycle.1")
 	confined(t, b, a)
+	if err := b.reopen(); err != nil {
+		t.Fatal(err)
+	}
+	obeys(t, b, a, "e2.recycle.1")
 	if c, err := nats.Connect("nats://"+b.Addr(), nats.UserInfo("h1", "wrong")); err == nil {
 		c.Close()
 		t.Error("a wrong token was admitted")
@@ -189,23 +194,28 @@ func TestAnAgentSpeaksForItsOwnHostAlone(t *testing.T) {
 }
 
 // obeys fails the test unless the agent of h1 gets its commands.
-func obeys(t *testing.T, b *Bus, a *Agent) {
+func obeys(t *testing.T, b *Bus, a *Agent, id string) {
 	t.Helper()
 	if err := b.AdmitHost(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Send(t.Context(), fleet.Command{ID: "e1.recycle.1", Host: "h1", Token: 7}); err != nil {
+	if err := b.Send(t.Context(), fleet.Command{ID: id, Host: "h1", Token: 7}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	for range 20 { // each time it is this account that answers
+		if _, err := a.js.Consumer(ctx, StreamCommands, consumerName("h1")); err != nil {
+			t.Error(err)
+		}
+	}
 	got := ""
 	a.Commands(ctx, func(_ context.Context, c fleet.Command) error {
 		got = c.ID
 		cancel()
 		return nil
 	})
-	if got != "e1.recycle.1" {
+	if got != id {
 		t.Errorf("the agent got the command %q", got)
 	}
 }
@@ -429,6 +439,16 @@ func TestBundleArrivesWholeOrNotAtAll(t *testing.T) {
 	}
 	if err := upload(strings.Repeat("0", 64)); err == nil {
 		t.Error("a wrong checksum was accepted")
+	}
+	// What a host begins and does not end is bounded, and is in nobody else's way.
+	refused := 0
+	for i := range 3 * maxUploads {
+		if err := store.receive(t.Context(), "h2", bundlePiece{Name: fmt.Sprint(i), Data: data[:10]}); err != nil {
+			refused++
+		}
+	}
+	if refused != 2*maxUploads {
+		t.Errorf("%d uploads were refused", refused)
 	}
 	if _, err := store.Open(t.Context(), "h1", "e1.tar.zst"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a refused bundle can be opened: %v", err)

@@ -138,7 +138,7 @@ func TestClusterLosesAServer(t *testing.T) {
 	if err := agentPublish(t.Context(), a, sampleAt("h2", time.Now(), 0)); err == nil {
 		t.Error("the agent of h1 spoke for h2")
 	}
-	obeys(t, b, a)
+	obeys(t, b, a, "e1.recycle.1")
 	confined(t, b, a)
 	for _, wrong := range []nats.Option{nats.UserInfo("h1", "wrong"), nats.UserInfo("control", "wrong"), nats.UserInfo("", "")} {
 		if conn, err := nats.Connect("tls://"+c.servers[0].Addr().String(), nats.Secure(c.roots), wrong); err == nil {

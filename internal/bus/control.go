@@ -379,8 +379,12 @@ func (b *Bus) consume(ctx context.Context, stream string, cfg jetstream.Consumer
 	}
 }
 
-// maxBundle bounds a diagnostics archive.
-const maxBundle = 1 << 30
+const (
+	// maxBundle bounds a diagnostics archive.
+	maxBundle = 1 << 30
+	// maxUploads bounds the archives of a host that are on their way at a time.
+	maxUploads = 4
+)
 
 // Bundles keeps the diagnostics archives that agents upload.
 type Bundles struct {
@@ -438,6 +442,19 @@ func (s *Bundles) receive(ctx context.Context, host string, p bundlePiece) error
 	if p.Offset == 0 && p.SHA256 == "" {
 		if u != nil {
 			u.discard()
+			delete(s.uploads, key)
+		}
+		if err := s.b.Room(); err != nil {
+			return err
+		}
+		others := 0
+		for k := range s.uploads {
+			if strings.HasPrefix(k, host+"/") {
+				others++
+			}
+		}
+		if others >= maxUploads {
+			return fmt.Errorf("%d bundles of the host are on their way already", others)
 		}
 		f, err := os.CreateTemp(s.dir, "bundle-*")
 		if err != nil {
@@ -454,10 +471,14 @@ func (s *Bundles) receive(ctx context.Context, host string, p bundlePiece) error
 		if p.Offset < u.size {
 			return nil // a piece sent again
 		}
+		err := s.b.Room()
 		if u.size+int64(len(p.Data)) > maxBundle {
+			err = fmt.Errorf("the bundle is larger than %d bytes", int64(maxBundle))
+		}
+		if err != nil {
 			u.discard()
 			delete(s.uploads, key)
-			return fmt.Errorf("the bundle is larger than %d bytes", int64(maxBundle))
+			return err
 		}
 		if _, err := u.file.Write(p.Data); err != nil {
 			return fmt.Errorf("keep the bundle: %w", err)
@@ -470,6 +491,9 @@ func (s *Bundles) receive(ctx context.Context, host string, p bundlePiece) error
 	delete(s.uploads, key)
 	if got := hex.EncodeToString(u.sum.Sum(nil)); got != p.SHA256 {
 		return fmt.Errorf("the bundle's checksum is %s, the agent said %s; start again", got, p.SHA256)
+	}
+	if err := s.b.RoomFor(u.size); err != nil {
+		return err
 	}
 	if _, err := u.file.Seek(0, io.SeekStart); err != nil {
 		return err

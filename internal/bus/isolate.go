@@ -17,6 +17,9 @@ const agentsAccount = "AGENTS"
 // has one answer at most.
 var imports = []string{
 	subjectSamples + "*", subjectReports + "*", subjectHosts + "*", subjectBundles + "*",
+	// No agent asks for this, but where it is imported the server does not answer beside it that the agents' account
+	// has no JetStream.
+	"$JS.API.INFO",
 	"$JS.API.CONSUMER.INFO." + StreamCommands + ".*", "$JS.API.CONSUMER.MSG.NEXT." + StreamCommands + ".*", "$JS.ACK." + StreamCommands + ".>",
 }
 

@@ -69,15 +69,35 @@ func (b *Bus) Room() error {
 	return nil
 }
 
+// RoomFor is Room for a file of so many bytes.
+func (b *Bus) RoomFor(bytes int64) error {
+	err := b.Room()
+	if err != nil || b.server == nil {
+		return err
+	}
+	free, reserve, err := b.space()
+	if err == nil && free < reserve+uint64(bytes) {
+		err = fmt.Errorf("%w: the disk of %s has %d MiB left, and %d are to be stored; make room", ErrFull, b.dir, free>>20, bytes>>20)
+	}
+	return err
+}
+
+// space is what the disk has left, and what of that is to be left for commands, state and audit.
+func (b *Bus) space() (free, reserve uint64, _ error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(b.dir, &s); err != nil {
+		return 0, 0, fmt.Errorf("look at the disk of %s: %w", b.dir, err)
+	}
+	return s.Bavail * uint64(s.Bsize), min(s.Blocks*uint64(s.Bsize)/5, mostReserve), nil
+}
+
 // lookAtSpace holds the stream of samples or takes samples again. It says whether there is plenty
 // of room.
 func (b *Bus) lookAtSpace(ctx context.Context) (room bool, _ error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(b.dir, &s); err != nil {
-		return false, fmt.Errorf("look at the disk of %s: %w", b.dir, err)
+	free, reserve, err := b.space()
+	if err != nil {
+		return false, err
 	}
-	free, total := s.Bavail*uint64(s.Bsize), s.Blocks*uint64(s.Bsize)
-	reserve := min(total/5, mostReserve)
 	room = free > 2*reserve
 	full := b.Full() != ""
 	switch {

@@ -60,6 +60,13 @@ func TestAFullDisk(t *testing.T) {
 	if err := files.Put(t.Context(), "x", []byte("x")); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "MiB left") {
 		t.Errorf("a file: %v", err)
 	}
+	bundles, err := OpenBundles(t.Context(), b, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bundles.receive(t.Context(), "h1", bundlePiece{Name: "x", Data: []byte("x")}); !errors.Is(err, ErrFull) {
+		t.Errorf("a bundle: %v", err)
+	}
 	n := 0
 	if err := b.History(t.Context(), "h1", at, time.Now(), func(fleet.Sample) bool { n++; return true }); err != nil || n != taken-1 {
 		t.Errorf("%d of %d samples are there, %v", n, taken-1, err)
@@ -78,5 +85,11 @@ func TestAFullDisk(t *testing.T) {
 	}
 	if err := files.Put(t.Context(), "x", []byte("x")); err != nil {
 		t.Errorf("a file, with room again: %v", err)
+	}
+	if err := b.RoomFor(100 << 20); err != nil {
+		t.Error(err)
+	}
+	if err := b.RoomFor(1 << 30); !errors.Is(err, ErrFull) {
+		t.Errorf("a file that is larger than the disk: %v", err)
 	}
 }
