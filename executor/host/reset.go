@@ -53,6 +53,7 @@ func (r *Runner) reset(ctx, limited context.Context, j *job) error {
 		return unwritten.err
 	}
 	if ctx.Err() != nil {
+		r.release(ctx, j)
 		return ctx.Err()
 	}
 	// The time for the phase may be over by now. Bringing the VMs back has its own.
@@ -61,6 +62,7 @@ func (r *Runner) reset(ctx, limited context.Context, j *job) error {
 		return unwritten.err
 	}
 	if ctx.Err() != nil {
+		r.release(ctx, j)
 		return ctx.Err()
 	}
 	if s, saved := j.step(stepSave); saved && back == nil {
@@ -78,6 +80,21 @@ func (r *Runner) reset(ctx, limited context.Context, j *job) error {
 		r.cfg.Log.Warn("what was written down for the reset stays", "err", err)
 	}
 	return r.conclude(ctx, j, failure)
+}
+
+// release brings VMs back that are out when the agent is told to end, since nobody knows for how long that is, unless
+// the host is about to end.
+func (r *Runner) release(ctx context.Context, j *job) {
+	if _, begun := j.step(stepReset); begun && j.boot == r.cfg.Boot {
+		return
+	}
+	out, err := r.cfg.VMs.Saved()
+	if err == nil && out {
+		err = r.cfg.VMs.Resume(context.WithoutCancel(ctx))
+	}
+	if err != nil {
+		r.cfg.Log.Error("VMs stay out while the agent is away: 'tardigrade agent resume' brings them back", "err", err)
+	}
 }
 
 // preservable refuses the command if a VM cannot be preserved, or if VMs of an earlier
@@ -224,6 +241,9 @@ func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
 		}
 		if err == nil {
 			err = r.do(ctx, limited, j, stepReset, func() (string, error) {
+				if err := r.allOut(limited); err != nil {
+					return "", err
+				}
 				if err := r.cfg.Kernel.Reset(limited); err != nil {
 					return "", err
 				}
@@ -234,6 +254,18 @@ func (r *Runner) resetKernel(ctx, limited context.Context, j *job) error {
 	if err != nil && ctx.Err() == nil && j.boot == r.cfg.Boot {
 		if e := r.cfg.Kernel.Unload(ctx); e != nil {
 			r.cfg.Log.Warn("the kernel that was loaded for the reset stays loaded", "err", e)
+		}
+	}
+	return err
+}
+
+// allOut returns an error if a VM would end with the kernel: one that was brought back since it was saved, by a person or
+// by an agent that was told to end, or that was started since.
+func (r *Runner) allOut(ctx context.Context) error {
+	guests, err := r.guests(ctx)
+	for _, g := range guests {
+		if g.State != "shut-off" {
+			err = errors.Join(err, fmt.Errorf("VM %s is %s, and would end with the kernel", g.ID, g.State))
 		}
 	}
 	return err

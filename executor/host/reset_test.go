@@ -414,6 +414,51 @@ func TestAgentEndsWithItsHost(t *testing.T) {
 	})
 }
 
+// The agent is told to end while VMs are out, and nobody knows for how long.
+func TestAgentEndsWhileVMsAreOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, w := newBench(t), newWorld()
+		r, err := New(b.resetConfig(w, true, immortal()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		w.onSave = cancel
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		r.Handle(ctx, b.resetCommand("c1", 1))
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		r.Close()
+		if slices.Contains(w.out, true) {
+			t.Errorf("%+v", w)
+		}
+		rep := b.through(w, true, immortal(), b.resetCommand("c1", 1))
+		if rep.Result != fleet.ResultFailed || !strings.Contains(rep.Detail, "interrupted") || w.resets != 0 || slices.Contains(w.lost, true) || w.plan != "" || w.loaded != "" {
+			t.Errorf("%s: %s; %+v", rep.Result, rep.Detail, w)
+		}
+	})
+}
+
+// Somebody brings the VMs back between their save and the reset.
+func TestNothingRunsWhenTheKernelIsReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, w := newBench(t), newWorld()
+		c := &crash{k: 9, before: true, happen: make(chan struct{})} // the save is written, the intent of the reset is not
+		if over := b.until(c, b.resetConfig(w, true, c), func(ctx context.Context, r *Runner) { r.Handle(ctx, b.resetCommand("c1", 1)) }); over || !slices.Contains(w.out, true) {
+			t.Fatalf("%+v", w)
+		}
+		w.mu.Lock()
+		w.out, w.plan = make([]bool, 2), ""
+		w.mu.Unlock()
+		rep := b.through(w, true, immortal(), b.resetCommand("c1", 1))
+		if rep.Result != fleet.ResultFailed || !strings.Contains(rep.Detail, "would end with the kernel") || w.resets != 0 || slices.Contains(w.lost, true) || w.loaded != "" {
+			t.Errorf("%s: %s; %+v", rep.Result, rep.Detail, w)
+		}
+	})
+}
+
 // The disk is full from the moment on in which the VMs are out of the way: they come back all the same, and
 // nothing is done twice.
 func TestFullDiskKeepsNoVMOut(t *testing.T) {
