@@ -27,6 +27,13 @@ func (c *Conn) hurry(way Way) (calm func()) {
 	return func() { calmDown(pid) }
 }
 
+// calm ends the hurry of a QEMU.
+func (c *Conn) calm() {
+	if pid, err := c.peer(); err == nil {
+		calmDown(pid)
+	}
+}
+
 // hurrySelf is hurry for this process, but not for what it starts.
 func hurrySelf() (calm func()) {
 	urge(os.Getpid(), unix.SCHED_FLAG_RESET_ON_FORK)

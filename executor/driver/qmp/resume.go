@@ -216,14 +216,18 @@ func (p *Preserver) bring(ctx context.Context, g Preserved) error {
 
 // proceed brings a guest whose QEMU answers to where it was.
 func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
-	defer c.hurry(g.Way)() // which also ends the hurry that a crash left
+	// A crash may have left it in a hurry. One that runs must not be: where as many were as there are
+	// processors, all of them busy, nobody would get to calm them.
+	c.calm()
 	var status struct {
 		Status  string `json:"status"`
 		Running bool   `json:"running"`
 	}
-	if err := c.Execute("query-status", nil, &status); err != nil {
+	if err := c.Execute("query-status", nil, &status); err != nil || status.Running {
 		return err
 	}
+	calm := c.hurry(g.Way)
+	defer calm()
 	if status.Status == "inmigrate" {
 		err := c.prepare(g.Way)
 		if err == nil {
@@ -241,9 +245,7 @@ func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
 			return err
 		}
 	}
-	if status.Running {
-		return nil
-	}
+	calm()
 	if err := p.goOn(c, g); err != nil {
 		return err
 	}
