@@ -185,7 +185,7 @@ func TestTrainingsThatCannotWork(t *testing.T) {
 		{"model show /dev/zero", "larger than 256 MiB"},
 		{"model import /dev/zero", "larger than 256 MiB"},
 		{"train anomaly --data b --out c --incidents /dev/zero", "line of more than 1 MiB"},
-		{"--config /dev/zero train anomaly --data b --out c", "larger than 8 MiB"},
+		{"--config /dev/zero train anomaly --data b --out c", "larger than 2 MiB"},
 		{"dataset record --out r --faults cpu-hog,cpu-hog", "twice"},
 		{"dataset record --out r --faults=", "names none"},
 	} {
