@@ -27,6 +27,20 @@ func (c *Conn) hurry(way Way) (calm func()) {
 	return func() { calmDown(pid) }
 }
 
+// calmCPUs ends the hurry of a guest's processors, which must not be in one while the guest runs: as many busy
+// ones as the host has would keep everybody else, this process too, from calming them.
+func (c *Conn) calmCPUs() {
+	var cpus []struct {
+		Thread int `json:"thread-id"`
+	}
+	if c.Execute("query-cpus-fast", nil, &cpus) != nil {
+		c.calm() // no guest stays frozen for want of an answer
+	}
+	for _, cpu := range cpus {
+		ordinary(cpu.Thread)
+	}
+}
+
 // calm ends the hurry of a QEMU.
 func (c *Conn) calm() {
 	if pid, err := c.peer(); err == nil {
@@ -51,9 +65,14 @@ func urge(pid int, flags uint64) {
 // calmDown makes the threads of a process that are in a hurry ordinary ones.
 func calmDown(pid int) {
 	for _, tid := range threads(pid) {
-		if a, err := unix.SchedGetAttr(tid, 0); err == nil && a.Policy == unix.SCHED_RR && a.Priority == urgent {
-			_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
-		}
+		ordinary(tid)
+	}
+}
+
+// ordinary ends the hurry of a thread.
+func ordinary(tid int) {
+	if a, err := unix.SchedGetAttr(tid, 0); err == nil && a.Policy == unix.SCHED_RR && a.Priority == urgent {
+		_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
 	}
 }
 

@@ -226,8 +226,7 @@ func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
 	if err := c.Execute("query-status", nil, &status); err != nil || status.Running {
 		return err
 	}
-	calm := c.hurry(g.Way)
-	defer calm()
+	defer c.hurry(g.Way)()
 	if status.Status == "inmigrate" {
 		err := c.prepare(g.Way)
 		if err == nil {
@@ -245,7 +244,6 @@ func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
 			return err
 		}
 	}
-	calm()
 	if err := p.goOn(c, g); err != nil {
 		return err
 	}
