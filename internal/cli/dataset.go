@@ -210,12 +210,16 @@ func (p *progress) step() {
 		return
 	}
 	p.said = time.Now()
-	left := time.Duration(float64(time.Since(p.began)) * float64(p.of-p.done) / float64(p.done)).Round(time.Second)
+	text := fmt.Sprintf("%s: %d %%", p.what, 100*p.done/p.of)
+	if p.done >= p.of/50 { // before that nobody can tell
+		left := time.Duration(float64(time.Since(p.began)) * float64(p.of-p.done) / float64(p.done))
+		text += fmt.Sprintf(", %v left", left.Round(time.Second))
+	}
 	if p.terminal {
-		fmt.Fprintf(p.out, "\r%s: %d %%, %v left  ", p.what, 100*p.done/p.of, left)
+		fmt.Fprintf(p.out, "\r%s  ", text)
 		return
 	}
-	fmt.Fprintf(p.out, "%s: %d %%, %v left\n", p.what, 100*p.done/p.of, left)
+	fmt.Fprintln(p.out, text)
 }
 
 func (p *progress) end() {
