@@ -258,7 +258,7 @@ func (h *Host) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 			return err
 		}
 		for _, d := range domains {
-			state, _, err := s.DomainGetState(d, 0)
+			state, reason, err := s.DomainGetState(d, 0)
 			if rpc.IsNotFound(err) {
 				continue // it went away meanwhile
 			}
@@ -271,7 +271,9 @@ func (h *Host) Guests(ctx context.Context) ([]fleet.GuestReport, error) {
 			}
 			t := h.traits(s, d)
 			r.HostCPU, r.Pinned = t.hostCPU, t.pinned
-			if r.State == "paused" && r.Pinned == "" && !ran(s, d) {
+			// One that is still on its way here is paused too, for another reason.
+			byOwner := r.State == "paused" && rpc.DomainPausedReason(reason) == rpc.DomainPausedUser
+			if byOwner && r.Pinned == "" && !ran(s, d) {
 				r.Pinned = "it is paused and has not run since it came here: QEMU (7.2 at least) ends when such a guest is moved on"
 			}
 			out = append(out, r)

@@ -337,6 +337,10 @@ func TestMovesConform(t *testing.T) {
 			result <- err
 		}()
 		<-begun
+		// It is paused there until all of it is, which is no reason to keep it there later.
+		if all, err := target.Guests(t.Context()); err != nil || len(all) != 1 || all[0].State != "paused" || all[0].Pinned != "" {
+			t.Errorf("%+v, %v", all, err)
+		}
 		two.Kill()
 		if err := <-result; err == nil {
 			t.Error("it moved to a host that is dead")
