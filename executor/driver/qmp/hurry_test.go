@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ func urgent(t *testing.T, pids ...int) (n, all int) {
 // A frozen guest goes before all else on a busy host, and none that runs does, not even
 // after a crash of the agent at that point.
 func TestAFrozenGuestIsUrgent(t *testing.T) {
-	for _, crash := range []string{"", "frozen", "resumed"} {
+	for _, crash := range []string{"", "frozen", "going", "resumed"} {
 		t.Run("crash at "+crash, func(t *testing.T) {
 			dir := shortDir(t)
 			g := rigtest.StartQEMU(t, dir, "g", 4)
@@ -55,13 +56,14 @@ func TestAFrozenGuestIsUrgent(t *testing.T) {
 			old := g.PIDs()
 			p.Station = func(name string) error {
 				n, all := urgent(t, g.PIDs()...)
-				frozen, about := name == "frozen" || name == "loaded", name == "written" || name == "ended" || name == "resumed"
+				frozen, about := name == "frozen" || name == "loaded", name == "written" || name == "ended" || name == "going"
 				if frozen && n != all || !frozen && !about && n > 0 {
 					t.Errorf("%s: %d of %d threads go before others", name, n, all)
 				}
-				// It runs by then, though the rest of its QEMU is not calm yet.
-				if name == "resumed" && n >= all {
-					t.Error("its processors run in a hurry")
+				// It is about to run, though the rest of its QEMU is not calm yet.
+				next := slices.DeleteFunc(g.PIDs(), func(pid int) bool { return slices.Contains(old, pid) })
+				if n, all := urgent(t, next...); name == "going" && (n == 0 || n >= all) {
+					t.Error("its processors are to run in a hurry")
 				}
 				// Its end, with all its mapped RAM, keeps no other guest from running.
 				if n, _ := urgent(t, old...); name == "ended" && n != 0 {

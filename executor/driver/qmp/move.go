@@ -216,10 +216,10 @@ func (p *Preserver) move(ctx context.Context, g Preserved, next *Conn) (time.Dur
 		return 0, err
 	}
 	frozen := time.Since(begin)
+	calm()
 	if err := p.station("resumed"); err != nil {
 		return frozen, err
 	}
-	calm()
 	return frozen, p.gone(long, g)
 }
 
@@ -256,6 +256,9 @@ func (p *Preserver) goOn(c *Conn, g Preserved) error {
 		return nil
 	}
 	c.calmCPUs()
+	if err := p.station("going"); err != nil {
+		return err
+	}
 	for limit := time.Now().Add(p.timeout() / 3); ; time.Sleep(10 * time.Millisecond) {
 		// A QEMU that is not through with its state yet refuses.
 		if err := c.Execute("cont", nil, nil); err == nil || time.Now().After(limit) {

@@ -50,7 +50,7 @@ type Preserver struct {
 	// Proc is the proc file system; "" means /proc.
 	Proc string
 	// Station, if not nil, is called as the way reaches each of its stations: planned,
-	// frozen, written, saved and ended on the way out; launched, loaded and resumed on
+	// frozen, written, saved and ended on the way out; launched, loaded, going and resumed on
 	// the way back. With several guests it is called for each, at the same time. An error
 	// ends the way right there, as a crash would.
 	Station func(name string) error

@@ -255,7 +255,7 @@ func TestAGuestThatCannotMoveGoesOn(t *testing.T) {
 
 // TestMoveIsFinishedFromAnywhere interrupts it at each of its stations.
 func TestMoveIsFinishedFromAnywhere(t *testing.T) {
-	for _, at := range []string{"planned", "launched", "frozen", "written", "loaded", "ended", "resumed"} {
+	for _, at := range []string{"planned", "launched", "frozen", "written", "loaded", "ended", "going", "resumed"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			guests, p := bench(t)
@@ -314,7 +314,7 @@ func TestResumeFromAnywhere(t *testing.T) {
 			settled(t, guests, p)
 		})
 	}
-	for _, at := range []string{"launched", "loaded"} {
+	for _, at := range []string{"launched", "loaded", "going"} {
 		t.Run("back "+at, func(t *testing.T) {
 			t.Parallel()
 			guests, p := bench(t)

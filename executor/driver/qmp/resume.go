@@ -226,7 +226,8 @@ func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
 	if err := c.Execute("query-status", nil, &status); err != nil || status.Running {
 		return err
 	}
-	defer c.hurry(g.Way)()
+	calm := c.hurry(g.Way)
+	defer calm()
 	if status.Status == "inmigrate" {
 		err := c.prepare(g.Way)
 		if err == nil {
@@ -247,5 +248,6 @@ func (p *Preserver) proceed(ctx context.Context, c *Conn, g Preserved) error {
 	if err := p.goOn(c, g); err != nil {
 		return err
 	}
+	calm()
 	return p.station("resumed")
 }
