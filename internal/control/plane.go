@@ -236,7 +236,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	p.recommender.resume(ctx, executions)
 	for _, e := range executions { // of which an earlier control plane may not have drawn the conclusions
-		if e.State.Final() && time.Since(e.Ended) <= triedFor {
+		if _, known := p.hosts.find(e.Host); known && e.State.Final() && time.Since(e.Ended) <= triedFor {
 			p.cordons.ended(ctx, e)
 			p.labelOutcome(ctx, e)
 		}

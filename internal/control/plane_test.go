@@ -573,11 +573,13 @@ func TestWhatFollowsFromTheEndOfAnExecutionOutlivesACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	executions, err := bus.OpenTable[executor.Record](t.Context(), b, "EXECUTIONS", nil)
-	if err == nil {
-		now := time.Now().UTC()
-		_, err = executions.Create(t.Context(), "x1", executor.Record{Unaudited: true, Execution: fleet.Execution{
-			ID: "x1", Host: "h1", Action: fleet.ActionRecycle, State: fleet.ExecutionDegraded, Created: now, Ended: now, Outcome: "A VM is missing.",
-		}})
+	for id, host := range map[string]fleet.HostID{"x0": "gone", "x1": "h1"} {
+		if err == nil {
+			now := time.Now().UTC()
+			_, err = executions.Create(t.Context(), id, executor.Record{Unaudited: true, Execution: fleet.Execution{
+				ID: id, Host: host, Action: fleet.ActionRecycle, State: fleet.ExecutionDegraded, Created: now, Ended: now, Outcome: "A VM is missing.",
+			}})
+		}
 	}
 	b.Close()
 	if err != nil {
@@ -595,6 +597,9 @@ func TestWhatFollowsFromTheEndOfAnExecutionOutlivesACrash(t *testing.T) {
 		})
 		return nil, found && err == nil
 	})
+	if c, ok := w.plane.cordons.find("gone"); ok {
+		t.Errorf("a host that was removed is cordoned: %+v", c)
+	}
 }
 
 // A host whose clock is ahead falls silent: it is neither healthy nor failing for as long as its clock was ahead.
